@@ -1,0 +1,35 @@
+"""A user's mistake, told in one line: what was found, what was expected, what to do."""
+
+import errno
+import sys
+from collections.abc import Callable
+
+# Faults of the machine rather than of the code, and what a user can do about each.
+REMEDIES = {
+    errno.ENOSPC: "no space is left there; free some, or name another folder",
+    errno.EDQUOT: "the disk quota is used up; free some space, or name another folder",
+    errno.EFBIG: "the file would exceed the size limit; raise it (ulimit -f), or name another folder",
+    errno.EACCES: "permission was denied; name a folder or file that you may use",
+    errno.EPERM: "the operation is not permitted; name a folder or file that you may use",
+    errno.EROFS: "that file system is read-only; name another folder",
+    errno.ENOTDIR: "a folder was expected and a file found; check the path",
+    errno.EISDIR: "a file was expected and a folder found; check the path",
+    errno.EEXIST: "a file stands where a folder was to be made; check the path",
+}
+
+
+class SpotTuneError(Exception):
+    """Something that the user can mend. Its message is one whole, helpful line."""
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`; a user's mistake or a full disk ends it in one line and status 1."""
+    try:
+        main()
+    except SpotTuneError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"error: {where}{REMEDIES[error.errno]}")
