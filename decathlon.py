@@ -41,6 +41,10 @@ class DecathlonTask:
     train_crop: TrainCrop = TrainCrop.RANDOM
     train_flip: bool = False  # horizontal; residual adapters flip their source, SpotTune never
 
+    @property
+    def first_category_id(self) -> int:
+        return self.number * IDS_PER_TASK + 1
+
     def owns(self, category_or_image_id: int) -> bool:
         """Whether a category or image id carries this task's number."""
         return category_or_image_id // IDS_PER_TASK == self.number
@@ -90,15 +94,17 @@ class PublishedRow:
     score: int
 
 
-COLUMNS = (
-    "imagenet12 aircraft cifar100 daimlerpedcls dtd gtsrb vgg-flowers omniglot svhn ucf101".split()
+COLUMNS = ("imagenet12", "aircraft", "cifar100", "daimlerpedcls", "dtd") + (
+    "gtsrb",
+    "vgg-flowers",
+    "omniglot",
+    "svhn",
+    "ucf101",
 )
 
 
 def _row(method: str, figures: str, score: int) -> PublishedRow:
-    return PublishedRow(
-        method, dict(zip(COLUMNS, map(float, figures.split()), strict=True)), score
-    )
+    return PublishedRow(method, dict(zip(COLUMNS, map(float, figures.split()), strict=True)), score)
 
 
 # Test accuracies as published. Of SpotTune's own row only the mean (78.1), ImageNet and S are
@@ -112,7 +118,9 @@ PUBLISHED = (
     _row("DAN", "57.74 64.12 80.07 91.30 56.54 98.46 86.05 89.67 96.77 49.38", 2851),
     _row("Parallel adapters", "60.32 64.21 81.91 94.73 58.83 99.38 84.68 89.21 96.54 50.94", 3412),
     _row("SpotTune (paper)", "60.32 63.91 80.48 96.49 57.13 99.52 85.22 88.84 96.72 52.34", 3612),
-    _row("SpotTune (startune)", "60.32 66.22 79.87 97.32 57.50 99.27 86.82 89.38 96.41 51.97", 3665),
+    _row(
+        "SpotTune (startune)", "60.32 66.22 79.87 97.32 57.50 99.27 86.82 89.38 96.41 51.97", 3665
+    ),
     _row("NetTailor", "61.42 75.07 81.84 94.68 61.28 99.52 86.53 90.09 96.44 49.54", 3744),
     _row("URL + adapters", "61.97 77.17 82.31 97.58 60.69 98.75 87.28 90.40 97.14 51.89", 4005),
 )

@@ -1,0 +1,121 @@
+"""Command-line arguments that several scripts share, and their checks."""
+
+import argparse
+from pathlib import Path
+
+from decathlon import TASK_BY_NAME
+from errors import SpotTuneError
+from models.resnet26 import SIDE_MULTIPLE
+from packed import DataFolders
+
+OWN_MEAN_STD = Path(__file__).parent / "decathlon_mean_std.pickle"
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number from 1 on."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} given; expected a whole number from 1 on")
+    return number
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where data, annotations, statistics and checkpoints lie."""
+    parser.add_argument(
+        "--datadir",
+        type=Path,
+        default=Path("data/decathlon-1.0"),
+        metavar="DIR",
+        help="the unpacked Decathlon, holding data/<task>/...",
+    )
+    parser.add_argument(
+        "--imdbdir",
+        type=Path,
+        metavar="DIR",
+        help="folder of <task>_<split>.json; unset: annotations/ below --datadir",
+    )
+    parser.add_argument(
+        "--cachedir",
+        type=Path,
+        metavar="DIR",
+        help="folder for the decoded images; unset: packed/ below --datadir",
+    )
+    parser.add_argument(
+        "--mean_std",
+        type=Path,
+        default=OWN_MEAN_STD,
+        metavar="FILE",
+        help="mean and std of every task, to normalise with",
+    )
+    parser.add_argument(
+        "--ckpdir",
+        type=Path,
+        default=Path("checkpoints"),
+        metavar="DIR",
+        help="one folder per task: checkpoint, records, curves",
+    )
+
+
+def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which tasks, how decisions are made at test time, and where to compute."""
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        choices=list(TASK_BY_NAME),
+        default=list(TASK_BY_NAME),
+        help="any of: %(choices)s",
+    )
+    parser.add_argument(
+        "--policy",
+        choices=["argmax", "sample"],
+        default="argmax",
+        help="at test time: the likelier decision, or a seeded draw (the released "
+        "code draws, unseeded)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="fixes initial weights, batch order, crops and sampled decisions",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1 ...; auto: a GPU if there is one"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "bf16"],
+        default="auto",
+        help="of convolutions and linear layers; auto: bf16 where the device has "
+        "instructions for it",
+    )
+
+
+def data_folders(datadir: Path, imdbdir: Path | None, cachedir: Path | None) -> DataFolders:
+    """The three folders; raises SpotTuneError, naming both ways on, where there are no data."""
+    imdbdir = imdbdir or datadir / "annotations"
+    for folder, flag in ((datadir, "--datadir"), (imdbdir, "--imdbdir")):
+        if not folder.is_dir():
+            raise SpotTuneError(
+                f"{folder}: no such folder, so there are no data. Fetch them with "
+                f"`./download_data.sh ./data/`, name their folder with {flag}, or see a run on "
+                f"made-up data with `make demo`"
+            )
+    return DataFolders(datadir, imdbdir, cachedir or datadir / "packed")
+
+
+def check_sides(resize: int, crop: int) -> None:
+    """Raise SpotTuneError unless both are multiples of 8 and the crop fits into the image."""
+    for flag, side in (("--resize", resize), ("--crop", crop)):
+        if side % SIDE_MULTIPLE:
+            below = side // SIDE_MULTIPLE * SIDE_MULTIPLE
+            raise SpotTuneError(
+                f"{flag} {side}: expected a multiple of {SIDE_MULTIPLE}, since a block's pooled "
+                f"shortcut and its strided convolution differ in size otherwise. "
+                f"Try {below + SIDE_MULTIPLE}"
+            )
+    if crop > resize:
+        raise SpotTuneError(
+            f"--crop {crop}: larger than the images' shorter side, --resize {resize}; expected at "
+            f"most {resize}"
+        )

@@ -1,0 +1,69 @@
+"""Where to compute and how precisely, chosen once and said aloud."""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+from errors import SpotTuneError
+
+DEVICE_TYPES = ("cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and a precision: "fp32", or "bf16" for the convolutions and linear layers.
+
+    Logits, Gumbel noise, softmax and loss are float32 in both.
+    """
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """bf16 where it was chosen, else nothing."""
+        return torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
+        )
+
+
+def choose_compute(device_name: str, precision: str) -> Compute:
+    """`device_name` "auto" takes a GPU if there is one; `precision` "auto" bf16 where it is fast.
+
+    Raises SpotTuneError if the device is not there.
+    """
+    if device_name == "auto":
+        device_name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(device_name)
+        if device.type not in DEVICE_TYPES:
+            raise RuntimeError("expected cpu, cuda, cuda:N or mps")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise SpotTuneError(
+            f"--device {device_name}: not available here ({reason[:120]}); this machine has "
+            f"{_devices_here()}. Choose one of them, or leave --device out"
+        ) from error
+    if precision == "auto":
+        precision = "bf16" if _has_fast_bf16(device) else "fp32"
+    return Compute(device, precision)
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 has instructions of its own there; elsewhere it is emulated, and slower."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def describe(compute: Compute) -> str:
+    """One phrase for the first line of a run, e.g. "cpu, 2 threads, bf16"."""
+    if compute.device.type == "cuda":
+        return f"{torch.cuda.get_device_name(compute.device)}, {compute.precision}"
+    return f"{compute.device}, {torch.get_num_threads()} threads, {compute.precision}"
+
+
+def _devices_here() -> str:
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return ", ".join(["cpu", *gpus])

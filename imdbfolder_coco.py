@@ -1,0 +1,277 @@
+"""Decathlon annotations -> labelled examples -> batches of crops.
+
+The Decathlon's COCO-style files are read with pycocotools. Image and label are joined by image id,
+never by position. The classes are those of the file's own `categories`, in ascending order of id:
+some folders in this format hold fewer classes than the official ones.
+
+Shapes (N images of a batch, H x W pixels): images N x H x W x 3 uint8, labels N int64.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from torch import Tensor
+
+from decathlon import DecathlonTask, TrainCrop
+from errors import SpotTuneError
+from packed import Annotations, DataFolders, PackedImages, open_packed
+from randomness import generator
+
+UNLABELLED = -1
+ANNOTATION_SUFFIX = {"train": "train", "val": "val", "test": "test_stripped"}
+
+
+def annotation_file(imdbdir: Path, task: str, split: str) -> Path:
+    """Where the annotations of a task's split are expected."""
+    return imdbdir / f"{task}_{ANNOTATION_SUFFIX[split]}.json"
+
+
+def read_annotations(path: Path) -> Annotations:
+    """Read one annotation file; raises SpotTuneError where it breaks the format.
+
+    A test file, which has no `annotations`, gives the label -1 for every image.
+    """
+    coco = _read_coco(path)
+    try:
+        category_ids = sorted(coco.getCatIds())
+        image_ids = [image["id"] for image in coco.dataset["images"]]
+        file_names = [image["file_name"] for image in coco.dataset["images"]]
+        _check_images(image_ids, file_names, path)
+        labels = _labels(coco, image_ids, category_ids, path)
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise SpotTuneError(
+            f"{path}: not in the Decathlon's COCO-style form ({type(error).__name__}: {error}); "
+            f"expected images with id and file_name, annotations with image_id and category_id, "
+            f"and categories with id. Fetch it again with ./download_data.sh"
+        ) from error
+    return Annotations(
+        categories=np.array(category_ids, dtype=np.int64),
+        image_ids=np.array(image_ids, dtype=np.int64),
+        labels=np.array(labels, dtype=np.int64),
+        file_names=file_names,
+    )
+
+
+def _read_coco(path: Path) -> COCO:
+    """The parsed file with pycocotools' index; its chatter on standard output is dropped."""
+    try:
+        dataset = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise SpotTuneError(
+            f"{path}: not a readable JSON file ({error}); it may be cut short. "
+            f"Fetch it again with ./download_data.sh"
+        ) from error
+    if not isinstance(dataset, dict) or not {"images", "categories"} <= dataset.keys():
+        raise SpotTuneError(
+            f"{path}: expected a JSON object with images and categories, as in the Decathlon's "
+            f"annotations; found something else. Fetch it again with ./download_data.sh"
+        )
+    coco = COCO()
+    coco.dataset = dataset
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco.createIndex()
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SpotTuneError(
+            f"{path}: an entry of images, annotations or categories lacks its id "
+            f"({type(error).__name__}: {error}). Fetch it again with ./download_data.sh"
+        ) from error
+    return coco
+
+
+def _check_images(image_ids: Sequence[int], file_names: Sequence[str], path: Path) -> None:
+    """Ids are distinct integers; file names stay inside the data folder."""
+    if not image_ids:
+        raise SpotTuneError(f"{path}: lists no images. Fetch it again with ./download_data.sh")
+    if not all(type(image_id) is int for image_id in image_ids):
+        raise SpotTuneError(f"{path}: expected integers as image ids; found something else")
+    if len(set(image_ids)) < len(image_ids):
+        raise SpotTuneError(
+            f"{path}: {len(image_ids) - len(set(image_ids))} image ids stand there more than once; "
+            f"expected each image once"
+        )
+    for name in file_names:
+        if name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts:
+            raise SpotTuneError(
+                f"{path}: the file name {name!r} leads outside the data folder; expected names "
+                f"such as data/svhn/train/0001/000001.jpg"
+            )
+
+
+def _labels(coco: COCO, image_ids: Sequence[int], category_ids: list[int], path: Path) -> list[int]:
+    """Each image's class, 0 to K - 1, found through its id."""
+    if not coco.dataset.get("annotations"):
+        return [UNLABELLED] * len(image_ids)
+    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
+    labels = []
+    for image_id in image_ids:
+        annotations = coco.imgToAnns.get(image_id, ())
+        if len(annotations) != 1:
+            raise SpotTuneError(
+                f"{path}: image {image_id} has {len(annotations)} labels; expected exactly one"
+            )
+        category_id = annotations[0]["category_id"]
+        if category_id not in label_of:
+            raise SpotTuneError(
+                f"{path}: image {image_id} has category {category_id}, which is not among the "
+                f"file's {len(category_ids)} categories ({category_ids[0]} to {category_ids[-1]}). "
+                f"Does this file belong to another task?"
+            )
+        labels.append(label_of[category_id])
+    return labels
+
+
+def load_images(
+    task: str, splits: Sequence[str], folders: DataFolders, resize: int
+) -> PackedImages:
+    """The images of one or several splits (e.g. train and val, merged), decoded once and mapped.
+
+    Raises SpotTuneError where files are missing or broken, or where splits have other categories.
+    """
+    parts = []
+    for split in splits:
+        path = annotation_file(folders.imdbdir, task, split)
+        if not path.is_file():
+            raise SpotTuneError(
+                f"{path}: no such annotation file. Give its folder with --imdbdir, fetch the data "
+                f"with ./download_data.sh ./data/, or leave the task out with --tasks"
+            )
+        parts.append(open_packed(path, f"{task}_{split}", folders, resize, read_annotations))
+        if not np.array_equal(parts[-1].categories, parts[0].categories):
+            raise SpotTuneError(
+                f"{path}: {len(parts[-1].categories)} categories that differ from the "
+                f"{len(parts[0].categories)} of {task}_{splits[0]}; expected the same. "
+                f"Were the files of two downloads mixed?"
+            )
+    return PackedImages.merged(parts)
+
+
+def require_labels(images: PackedImages, task: str) -> None:
+    """Raise SpotTuneError unless every image has a label."""
+    unlabelled = int((images.labels == UNLABELLED).sum())
+    if unlabelled:
+        raise SpotTuneError(
+            f"{task}: {unlabelled} of {len(images)} images to learn from or to be scored on have no "
+            f"label; expected annotations for train and val. Fetch them with ./download_data.sh"
+        )
+
+
+@dataclass(frozen=True)
+class View:
+    """What the network sees of every image: a window of height x width pixels."""
+
+    height: int
+    width: int
+    random: bool = False  # anywhere in the image, instead of its centre
+    flip: bool = False  # mirrored left to right, every second time
+
+
+def view_of(
+    task: DecathlonTask, images: PackedImages, resize: int, crop: int, training: bool
+) -> View:
+    """The task's window in training or in test (FACTS of the released code: see decathlon.py)."""
+    if task.train_crop is TrainCrop.WHOLE:
+        return _whole_view(task.name, images)
+    if training and task.train_crop is TrainCrop.RANDOM:
+        return View(crop, crop, random=True, flip=task.train_flip)
+    return View(resize, resize, flip=training and task.train_flip)
+
+
+def _whole_view(task: str, images: PackedImages) -> View:
+    heights, widths = np.unique(images.heights), np.unique(images.widths)
+    if len(heights) > 1 or len(widths) > 1:
+        raise SpotTuneError(
+            f"{task}: images of {heights.min()} to {heights.max()} x {widths.min()} to "
+            f"{widths.max()} pixels; expected one size, since this task's images are not cropped"
+        )
+    return View(int(heights[0]), int(widths[0]))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pixels and labels of N images, and their positions in the image set."""
+
+    images_NHW3: Tensor  # uint8
+    labels_N: Tensor  # int64
+    positions: slice  # within the epoch's order
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """Which image comes when, and where it is cut: all of an epoch's draws about the data."""
+
+    indices: np.ndarray
+    tops: np.ndarray
+    lefts: np.ndarray
+    flips: np.ndarray
+
+    def batches(self, images: PackedImages, view: View, batch_size: int) -> Iterator[Batch]:
+        """Batches of `batch_size` images; the last one holds what is left over."""
+        for start in range(0, len(self.indices), batch_size):
+            part = slice(start, start + batch_size)
+            index = self.indices[part]
+            pixels = images.crops(index, self.tops[part], self.lefts[part], view.height, view.width)
+            flips = self.flips[part]
+            if flips.any():
+                pixels[flips] = pixels[flips, :, ::-1]
+            labels = torch.from_numpy(images.labels[index])
+            yield Batch(torch.from_numpy(pixels), labels, part)
+
+
+def training_order(images: PackedImages, view: View, *seed: int | str) -> EpochOrder:
+    """A shuffled epoch with random crops and flips where `view` has them.
+
+    `seed` is e.g. (0, "svhn", epoch); the same parts give the same order, crops and flips.
+    """
+    count = len(images)
+    indices = torch.randperm(count, generator=generator("order", *seed)).numpy()
+    if not view.random:
+        tops, lefts = _centre(images, view, indices)
+    else:
+        draws = torch.rand(2, count, generator=generator("crops", *seed), dtype=torch.float64)
+        spare_rows = images.heights[indices] - view.height
+        spare_columns = images.widths[indices] - view.width
+        tops = (draws[0].numpy() * (spare_rows + 1)).astype(np.int64)
+        lefts = (draws[1].numpy() * (spare_columns + 1)).astype(np.int64)
+    flips = torch.rand(count, generator=generator("flips", *seed)).numpy() < 0.5
+    return EpochOrder(indices, tops, lefts, flips & view.flip)
+
+
+def evaluation_order(images: PackedImages, view: View) -> EpochOrder:
+    """Every image once, in the order of the file, cut at its centre."""
+    indices = np.arange(len(images))
+    tops, lefts = _centre(images, view, indices)
+    return EpochOrder(indices, tops, lefts, np.zeros(len(images), dtype=bool))
+
+
+def _centre(images: PackedImages, view: View, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Top left corners of centre crops; halves round to even, as torchvision's CenterCrop does."""
+    tops = np.rint((images.heights[indices] - view.height) / 2).astype(np.int64)
+    lefts = np.rint((images.widths[indices] - view.width) / 2).astype(np.int64)
+    return tops, lefts
+
+
+def normalise(
+    images_NHW3: Tensor, mean_std: tuple[Sequence[float], Sequence[float]], device: torch.device
+) -> Tensor:
+    """uint8 N x H x W x 3 -> float32 N x 3 x H x W in channels_last order, (x / 255 - mean) / std."""
+    mean, std = (torch.tensor(figures, device=device).view(3, 1, 1) for figures in mean_std)
+    images_N3HW = images_NHW3.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    return images_N3HW.float().div_(255).sub_(mean).div_(std)
+
+
+def check_categories(task: str, known: Sequence[int], found: np.ndarray) -> None:
+    """Raise SpotTuneError unless a network for the `known` categories answers the `found` ones."""
+    if list(known) != found.tolist():
+        raise SpotTuneError(
+            f"{task}: the network knows {len(known)} categories from {known[0]} on, the annotations "
+            f"list {len(found)} from {found[0]} on; expected the same. Do network and data belong "
+            f"together? If not, leave {task} out with --tasks"
+        )

@@ -1,0 +1,92 @@
+"""The ways of learning a task: which network, how its decisions are made, what the loss adds.
+
+A method is a module with the two calls that training and evaluation share:
+
+    method(images, noise) -> scores N x K and decisions N x L, or None where it has none
+    method.optimizers(rates) -> its optimisers, one learning rate each
+
+Shapes (N images, L blocks, K classes): images N x 3 x H x W, noise N x L x 2 of Gumbel(0, 1), or
+None for the likelier decision.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from agent_net import PolicyNet
+from gumbel_softmax import likelier_decisions, sample_decisions
+from models.resnet26 import ResNet, resnet26
+from models.spottune import SpotTuneNet
+
+MOMENTUM = 0.9
+POLICY_WEIGHT_DECAY = 1e-3
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates of the network and of the policy network; weight decay of the network."""
+
+    network: float
+    policy: float
+    weight_decay: float
+
+
+class PlainNetwork(nn.Module):
+    """One network without decisions: how the source task is trained."""
+
+    num_blocks = 0  # that need a decision
+
+    def __init__(self, net: ResNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor, noise_NL2: Tensor | None) -> tuple[Tensor, None]:
+        return self.net(images), None
+
+    def optimizers(self, rates: Rates) -> list[torch.optim.Optimizer]:
+        return [_sgd(self.net, rates.network, rates.weight_decay)]
+
+
+class SpotTune(nn.Module):
+    """The two-branch network and its policy network: one loss trains both."""
+
+    def __init__(self, pretrained: ResNet, width: int) -> None:
+        super().__init__()
+        self.num_blocks = len(pretrained.blocks)
+        self.net = SpotTuneNet(pretrained)
+        self.policy_net = PolicyNet(self.num_blocks, width)
+
+    def forward(self, images: Tensor, noise_NL2: Tensor | None) -> tuple[Tensor, Tensor]:
+        decisions_NL = self.decide(images, noise_NL2)
+        return self.net(images, decisions_NL), decisions_NL
+
+    def decide(self, images: Tensor, noise_NL2: Tensor | None) -> Tensor:
+        """Decisions N x L, drawn with `noise_NL2`, or the likelier ones without it.
+
+        In training mode they carry the soft sample's gradient; else they are exactly 0 or 1.
+        """
+        logits_NL2 = self.policy_net(images).float()
+        if noise_NL2 is None:
+            return likelier_decisions(logits_NL2)
+        if self.training:
+            return sample_decisions(logits_NL2, noise_NL2)
+        return likelier_decisions(logits_NL2 + noise_NL2)
+
+    def optimizers(self, rates: Rates) -> list[torch.optim.Optimizer]:
+        return [
+            _sgd(self.net, rates.network, rates.weight_decay),
+            _sgd(self.policy_net, rates.policy, POLICY_WEIGHT_DECAY),
+        ]
+
+
+def build_method(kind: str, num_classes: int, width: int) -> nn.Module:
+    """An untrained method of the given kind: "source" or "spottune"."""
+    net = resnet26(num_classes, width)
+    return PlainNetwork(net) if kind == "source" else SpotTune(net, width)
+
+
+def _sgd(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.SGD:
+    """SGD over everything in `module` that trains: BN included, kept convolutions not."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.optim.SGD(trained, lr=lr, momentum=MOMENTUM, weight_decay=weight_decay)

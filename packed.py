@@ -1,0 +1,259 @@
+"""Images decoded once: a flat file of pixels with an index, mapped into memory, cropped by index.
+
+A JPEG decoded again in each of 110 epochs costs more than it needs to. Here each split is decoded
+once, in parallel threads (Pillow releases the interpreter while it decodes), its shorter side
+resized, and kept as raw RGB. The pixels are bit for bit those of Pillow and torchvision's Resize.
+
+File layout, little endian:
+    64 bytes   magic, offset of the index, length of the file, CRC-32 of everything after the pixels
+    pixels     image after image, each height x width x 3 uint8
+    index      one INDEX record an image
+    JSON       category ids, the annotations' SHA-256, side, version
+
+The file is tied to its annotations by their hash and is rebuilt when they change. A change of the
+image files alone is not noticed: delete the packed file then.
+"""
+
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from errors import SpotTuneError
+from files import replacing
+from progress import say, track
+
+MAGIC = b"SPOTPACK"
+VERSION = 1
+HEADER = struct.Struct("<8sQQI36x")  # 64 bytes
+INDEX = np.dtype(
+    [("offset", "<u8"), ("image_id", "<i8"), ("label", "<i4"), ("height", "<u4"), ("width", "<u4")]
+)
+IMAGES_PER_JOB = 64
+# Pillow can start an interpreter for some formats (EPS); these hold pixels and nothing else.
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What an annotation file says. Labels are positions in `categories`, or -1 if unknown."""
+
+    categories: np.ndarray  # K category ids, ascending
+    image_ids: np.ndarray  # N
+    labels: np.ndarray  # N
+    file_names: Sequence[str]  # N, relative to the data folder
+
+
+@dataclass(frozen=True)
+class DataFolders:
+    """Where the images (`data/...` below datadir), annotations and packed files lie."""
+
+    datadir: Path
+    imdbdir: Path
+    cachedir: Path
+
+
+class PackedImages:
+    """N images of one or several packed files.
+
+    labels, image_ids, heights, widths: N int64 each; categories: K category ids.
+    """
+
+    def __init__(
+        self, pixels: Sequence[np.ndarray], index: Sequence[np.ndarray], categories
+    ) -> None:
+        self._pixels = list(pixels)
+        self._part = np.repeat(np.arange(len(index)), [len(part) for part in index])
+        self._index = list(index)
+        joined = np.concatenate(self._index)
+        self._offsets = joined["offset"].astype(np.int64)
+        self.image_ids = joined["image_id"].astype(np.int64)
+        self.labels = joined["label"].astype(np.int64)
+        self.heights = joined["height"].astype(np.int64)
+        self.widths = joined["width"].astype(np.int64)
+        self.categories = categories
+
+    @classmethod
+    def merged(cls, parts: Sequence["PackedImages"]) -> "PackedImages":
+        """One set out of several with the same categories, in their order."""
+        pixels = [flat for part in parts for flat in part._pixels]
+        index = [records for part in parts for records in part._index]
+        return cls(pixels, index, parts[0].categories)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def crops(
+        self, indices: np.ndarray, tops: np.ndarray, lefts: np.ndarray, height: int, width: int
+    ) -> np.ndarray:
+        """Windows with the given corners of the given images, n x height x width x 3 uint8.
+
+        Raises IndexError where a window does not lie inside its image.
+        """
+        image_widths = self.widths[indices]
+        rows_fit = (tops >= 0) & (tops + height <= self.heights[indices])
+        columns_fit = (lefts >= 0) & (lefts + width <= image_widths)
+        if not (rows_fit & columns_fit).all():
+            raise IndexError(f"a window of {height} x {width} pixels reaches outside its image")
+        first_bytes = self._offsets[indices] + 3 * (tops * image_widths + lefts)
+        row_bytes = first_bytes[:, None] + 3 * image_widths[:, None] * np.arange(height)
+        out = np.empty((len(indices), height, 3 * width), dtype=np.uint8)
+        part_of = self._part[indices]
+        for part, pixels in enumerate(self._pixels):
+            chosen = part_of == part
+            if chosen.any():
+                out[chosen] = _runs_of_bytes(pixels, 3 * width)[row_bytes[chosen]]
+        return out.reshape(len(indices), height, width, 3)
+
+
+def _runs_of_bytes(flat: np.ndarray, length: int) -> np.ndarray:
+    """Row i is flat[i : i + length]: a view, so that one gather copies whole rows of pixels."""
+    return np.lib.stride_tricks.sliding_window_view(flat, length)
+
+
+def open_packed(
+    annotation_path: Path,
+    name: str,
+    folders: DataFolders,
+    side: int,
+    read_annotations: Callable[[Path], Annotations],
+) -> PackedImages:
+    """The images that `annotation_path` lists, shorter side `side`, packed first if need be."""
+    path = folders.cachedir / f"{name}_{side}.pack"
+    digest = _sha256(annotation_path)
+    if path.exists():
+        try:
+            return _map(path, digest, side)
+        except StalePackError as reason:
+            say(f"{path}: {reason}; packing the images again")
+    annotations = read_annotations(annotation_path)
+    folders.cachedir.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as stream:
+        _write(stream, annotations, digest, folders.datadir, side, label=f"packing {name}")
+    return _map(path, digest, side)
+
+
+class StalePackError(Exception):
+    """A packed file that is damaged, or belongs to other annotations."""
+
+
+def _map(path: Path, annotations_sha256: str, side: int) -> PackedImages:
+    with path.open("rb") as stream:
+        length = os.fstat(stream.fileno()).st_size
+        header = stream.read(HEADER.size)
+        if len(header) < HEADER.size or not header.startswith(MAGIC):
+            raise StalePackError("not a packed file, or cut short")
+        _, index_offset, whole_length, crc = HEADER.unpack(header)
+        if length != whole_length or not HEADER.size <= index_offset <= length:
+            raise StalePackError(f"{length:,} bytes found, {whole_length:,} expected")
+        stream.seek(index_offset)
+        tail = stream.read()
+        if zlib.crc32(tail) != crc:
+            raise StalePackError("its index is damaged")
+        pixels = np.memmap(stream, np.uint8, mode="r", offset=0, shape=(index_offset,))
+    (num_images,) = struct.unpack_from("<Q", tail)
+    index = np.frombuffer(tail, INDEX, count=num_images, offset=8)
+    facts = json.loads(tail[8 + index.nbytes :])
+    if facts["version"] != VERSION or facts["side"] != side:
+        raise StalePackError("written by another version")
+    if facts["annotations_sha256"] != annotations_sha256:
+        raise StalePackError("the annotations have changed")
+    return PackedImages([pixels], [index], np.array(facts["categories"], dtype=np.int64))
+
+
+def _write(
+    stream: IO[bytes], annotations: Annotations, digest: str, datadir: Path, side: int, label: str
+) -> None:
+    """Decode all images into `stream`, then the index, then the header."""
+    count = len(annotations.file_names)
+    index = np.zeros(count, dtype=INDEX)
+    index["image_id"], index["label"] = annotations.image_ids, annotations.labels
+    stream.write(bytes(HEADER.size))
+    offset = HEADER.size
+    decoded = _decode_all(annotations.file_names, datadir, side)
+    for position, pixels in enumerate(track(decoded, count, label, unit="image")):
+        index[position]["offset"] = offset
+        index[position]["height"], index[position]["width"] = pixels.shape[:2]
+        stream.write(pixels.data)
+        offset += pixels.nbytes
+    facts = {
+        "version": VERSION,
+        "side": side,
+        "annotations_sha256": digest,
+        "categories": annotations.categories.tolist(),
+    }
+    tail = struct.pack("<Q", count) + index.tobytes() + json.dumps(facts).encode()
+    stream.write(tail)
+    stream.seek(0)
+    stream.write(HEADER.pack(MAGIC, offset, offset + len(tail), zlib.crc32(tail)))
+
+
+def _decode_all(file_names: Sequence[str], datadir: Path, side: int) -> Iterator[np.ndarray]:
+    """The pixels of every file, in order, decoded ahead by as many threads as there are cores."""
+
+    def decode_job(first: int) -> list[np.ndarray]:
+        names = file_names[first : first + IMAGES_PER_JOB]
+        return [decode_image(datadir / name, side) for name in names]
+
+    workers = os.cpu_count() or 1
+    pool = ThreadPoolExecutor(workers)
+    try:
+        jobs: deque = deque()
+        for first in range(0, len(file_names), IMAGES_PER_JOB):
+            jobs.append(pool.submit(decode_job, first))
+            if len(jobs) > 2 * workers:
+                yield from jobs.popleft().result()
+        while jobs:
+            yield from jobs.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def decode_image(path: Path, side: int) -> np.ndarray:
+    """RGB pixels H x W x 3 uint8 with the shorter side resized to `side`, as torchvision does.
+
+    Raises SpotTuneError, naming the file, if it is missing or cannot be decoded to its end.
+    """
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            return np.asarray(resize_shorter_side(image.convert("RGB"), side))
+    except FileNotFoundError as error:
+        raise SpotTuneError(
+            f"{path}: listed in the annotations, but there is no such file. Check --datadir, or "
+            f"fetch the data again with ./download_data.sh"
+        ) from error
+    except PermissionError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise SpotTuneError(
+            f"{path}: cannot be decoded as an image ({error}); it may be cut short. Fetch the data "
+            f"again with ./download_data.sh"
+        ) from error
+
+
+def resize_shorter_side(image: Image.Image, side: int) -> Image.Image:
+    """Bilinear, keeping the aspect ratio; the longer side is rounded down (torchvision's rule)."""
+    width, height = image.size
+    if min(width, height) == side:
+        return image
+    if width < height:
+        return image.resize((side, int(side * height / width)), Image.Resampling.BILINEAR)
+    return image.resize((int(side * width / height), side), Image.Resampling.BILINEAR)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

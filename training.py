@@ -1,0 +1,189 @@
+"""The training step, the epoch, and prediction: the method at a glance.
+
+Guo et al., section 3; hyperparameters as in the released code. Sums, never averages, leave a step,
+so that averages are taken over images and not over batches; they stay on the device until the
+epoch's end, so that no step waits for the device.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from devices import Compute
+from gumbel_softmax import gumbel_noise
+from imdbfolder_coco import Batch, EpochOrder, View, evaluation_order, normalise, training_order
+from packed import PackedImages
+from progress import track
+from randomness import generator
+
+
+def lr_multiplier(epoch: int, milestones: Sequence[int]) -> float:
+    """Ten times smaller after each milestone already reached; epochs count from 0."""
+    return 0.1 ** sum(epoch >= milestone for milestone in milestones)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one batch adds to an epoch's sums, as tensors on the device."""
+
+    loss_sum: Tensor
+    correct: Tensor
+    fine_tuned_L: Tensor  # images that took the fine-tuned copy of each block
+
+
+def train_step(
+    images: Tensor,
+    labels: Tensor,
+    noise_NL2: Tensor | None,
+    method: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    compute: Compute,
+) -> StepResult:
+    """Update the method's networks on one batch; a single loss trains them all."""
+    with compute.autocast():
+        scores_NK, decisions_NL = method(images, noise_NL2)
+    scores_NK = scores_NK.float()
+    loss = F.cross_entropy(scores_NK, labels)
+
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+    return StepResult(
+        loss_sum=loss.detach() * len(labels),
+        correct=(scores_NK.argmax(dim=1) == labels).sum(),
+        fine_tuned_L=_fine_tuned_images(decisions_NL, images.device),
+    )
+
+
+def _fine_tuned_images(decisions_NL: Tensor | None, device: torch.device) -> Tensor:
+    if decisions_NL is None:
+        return torch.zeros(0, device=device)
+    return decisions_NL.detach().round().sum(dim=0)
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """Averages over the images of an epoch."""
+
+    loss: float
+    accuracy: float  # percent
+    fine_tuned_share: list[float]  # of images, per block; empty for a network without decisions
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The images of one task's split, what the network sees of them, and their normalisation."""
+
+    images: PackedImages
+    view: View
+    mean_std: tuple[Sequence[float], Sequence[float]]
+
+    def on_device(
+        self, order: EpochOrder, batch_size: int, device: torch.device, label: str
+    ) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        """Batches with their normalised images and labels on `device`."""
+        num_batches = -(-len(self.images) // batch_size)
+        batches = order.batches(self.images, self.view, batch_size)
+        for batch in track(batches, num_batches, label):
+            images = normalise(batch.images_NHW3, self.mean_std, device)
+            yield batch, images, batch.labels_N.to(device, non_blocking=True)
+
+
+def train_epoch(
+    method: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    data: TaskData,
+    batch_size: int,
+    seed: tuple[int | str, ...],
+    compute: Compute,
+    label: str,
+) -> EpochResult:
+    """One pass over the shuffled images. `seed` is (seed, task, epoch): equal ones, equal passes."""
+    method.train()
+    order = training_order(data.images, data.view, *seed)
+    noise = noise_for(method, len(data.images), *seed)
+    loss_sum = torch.zeros((), device=compute.device)
+    correct = torch.zeros((), device=compute.device, dtype=torch.int64)
+    fine_tuned_L = torch.zeros(method.num_blocks, device=compute.device)
+    for batch, images, labels in data.on_device(order, batch_size, compute.device, label):
+        noise_NL2 = noise[batch.positions].to(compute.device, non_blocking=True)
+        step = train_step(images, labels, noise_NL2, method, optimizers, compute)
+        loss_sum += step.loss_sum
+        correct += step.correct
+        fine_tuned_L += step.fine_tuned_L
+    count = len(data.images)
+    return EpochResult(
+        loss=loss_sum.item() / count,
+        accuracy=100 * correct.item() / count,
+        fine_tuned_share=(fine_tuned_L / count).tolist(),
+    )
+
+
+def noise_for(method: nn.Module, num_images: int, *seed: int | str) -> Tensor:
+    """Gumbel noise of one pass, images x blocks x 2, on the CPU: the same on every device."""
+    return gumbel_noise((num_images, method.num_blocks, 2), generator("gumbel", *seed))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Per image, in the order of the annotation file."""
+
+    labels: np.ndarray  # N predicted classes
+    losses: np.ndarray  # N cross-entropies; nan where the true label is not known
+    decisions: np.ndarray  # N x L bool, True = fine-tuned copy
+
+
+@torch.no_grad()
+def predict(
+    method: nn.Module,
+    data: TaskData,
+    batch_size: int,
+    policy: str,
+    seed: tuple[int | str, ...],
+    compute: Compute,
+    label: str,
+) -> Predictions:
+    """Classes of all images. `policy` "argmax" takes the likelier decision, "sample" draws one.
+
+    The released code always draws, unseeded, so that its predictions change from run to run.
+    """
+    method.eval()
+    noise = noise_for(method, len(data.images), "test", *seed) if policy == "sample" else None
+    labels, losses, decisions = [], [], []
+    order = evaluation_order(data.images, data.view)
+    for batch, images, true_labels in data.on_device(order, batch_size, compute.device, label):
+        noise_NL2 = None if noise is None else noise[batch.positions].to(compute.device)
+        with compute.autocast():
+            scores_NK, decisions_NL = method(images, noise_NL2)
+        labels.append(scores_NK.argmax(dim=1))
+        losses.append(_losses(scores_NK.float(), true_labels))
+        if decisions_NL is not None:
+            decisions.append(decisions_NL.round().bool())
+    no_decisions = np.zeros((len(data.images), 0), dtype=bool)
+    return Predictions(
+        labels=torch.cat(labels).cpu().numpy(),
+        losses=torch.cat(losses).cpu().numpy(),
+        decisions=torch.cat(decisions).cpu().numpy() if decisions else no_decisions,
+    )
+
+
+def _losses(scores_NK: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy per image; nan for the label -1 of a test image."""
+    losses = F.cross_entropy(scores_NK, labels.clamp_min(0), reduction="none")
+    return losses.masked_fill(labels < 0, torch.nan)
+
+
+def summarise(predictions: Predictions, images: PackedImages) -> EpochResult:
+    """Loss, accuracy and decisions of predictions for labelled images."""
+    return EpochResult(
+        loss=float(predictions.losses.mean(dtype=np.float64)),
+        accuracy=100 * float((predictions.labels == images.labels).mean()),
+        fine_tuned_share=predictions.decisions.mean(axis=0).tolist(),
+    )
