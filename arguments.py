@@ -1,6 +1,7 @@
 """Command-line arguments that several scripts share, and their checks."""
 
 import argparse
+import math
 from pathlib import Path
 
 from decathlon import TASK_BY_NAME
@@ -9,6 +10,21 @@ from models.resnet26 import SIDE_MULTIPLE
 from packed import DataFolders
 
 OWN_MEAN_STD = Path(__file__).parent / "decathlon_mean_std.pickle"
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, except where a flag is unset and its help says what happens then."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def positive_float(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} given; expected a number above 0")
+    return number
 
 
 def positive_int(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Checkpoints: tensors, numbers and strings in one file, written whole, read without running code."""
+"""Checkpoints: tensors, numbers and strings in a file that is written whole."""
 
 import hashlib
 import pickle

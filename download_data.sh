@@ -293,12 +293,15 @@ def files_under(tar, inside):
 
 
 def write(tar, inside, folder):
+    last = None  # images of a class follow each other: one mkdir serves many
     for entry, path in files_under(tar, inside):
         target = folder / path
         if entry.isdir():
             target.mkdir(parents=True, exist_ok=True)
         else:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.parent != last:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                last = target.parent
             with tar.extractfile(entry) as source, target.open("wb") as copy:
                 shutil.copyfileobj(source, copy)
 

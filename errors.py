@@ -8,7 +8,7 @@ from collections.abc import Callable
 REMEDIES = {
     errno.ENOSPC: "no space is left there; free some, or name another folder",
     errno.EDQUOT: "the disk quota is used up; free some space, or name another folder",
-    errno.EFBIG: "the file would exceed the size limit; raise it (ulimit -f), or name another folder",
+    errno.EFBIG: "the file would be larger than allowed; raise the limit (ulimit -f)",
     errno.EACCES: "permission was denied; name a folder or file that you may use",
     errno.EPERM: "the operation is not permitted; name a folder or file that you may use",
     errno.EROFS: "that file system is read-only; name another folder",

@@ -158,8 +158,9 @@ def require_labels(images: PackedImages, task: str) -> None:
     unlabelled = int((images.labels == UNLABELLED).sum())
     if unlabelled:
         raise SpotTuneError(
-            f"{task}: {unlabelled} of {len(images)} images to learn from or to be scored on have no "
-            f"label; expected annotations for train and val. Fetch them with ./download_data.sh"
+            f"{task}: {unlabelled} of {len(images)} images have no label, so they cannot be "
+            f"learnt from or scored; expected annotations for train and val. "
+            f"Fetch them with ./download_data.sh"
         )
 
 
@@ -261,7 +262,7 @@ def _centre(images: PackedImages, view: View, indices: np.ndarray) -> tuple[np.n
 def normalise(
     images_NHW3: Tensor, mean_std: tuple[Sequence[float], Sequence[float]], device: torch.device
 ) -> Tensor:
-    """uint8 N x H x W x 3 -> float32 N x 3 x H x W in channels_last order, (x / 255 - mean) / std."""
+    """uint8 N x H x W x 3 -> float32 N x 3 x H x W, channels_last: (x / 255 - mean) / std."""
     mean, std = (torch.tensor(figures, device=device).view(3, 1, 1) for figures in mean_std)
     images_N3HW = images_NHW3.to(device, non_blocking=True).permute(0, 3, 1, 2)
     return images_N3HW.float().div_(255).sub_(mean).div_(std)
@@ -271,7 +272,7 @@ def check_categories(task: str, known: Sequence[int], found: np.ndarray) -> None
     """Raise SpotTuneError unless a network for the `known` categories answers the `found` ones."""
     if list(known) != found.tolist():
         raise SpotTuneError(
-            f"{task}: the network knows {len(known)} categories from {known[0]} on, the annotations "
-            f"list {len(found)} from {found[0]} on; expected the same. Do network and data belong "
-            f"together? If not, leave {task} out with --tasks"
+            f"{task}: the network knows {len(known)} categories from {known[0]} on, the "
+            f"annotations list {len(found)} from {found[0]} on; expected the same. Do network "
+            f"and data belong together? If not, leave {task} out with --tasks"
         )

@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from arguments import (
+    HelpFormatter,
     add_compute_arguments,
     add_data_arguments,
     check_sides,
     data_folders,
+    positive_float,
     positive_int,
 )
 from checkpoints import CHECKPOINT, load_checkpoint
@@ -49,7 +51,7 @@ TRAIN_SPLITS = {"trainval": ("train", "val"), "train": ("train",)}
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train the source network and SpotTune on Visual Decathlon tasks.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add_data_arguments(parser)
     add_compute_arguments(parser)
@@ -69,8 +71,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "training; train gives honest ones",
     )
     add("--nb_epochs", type=positive_int, default=110, help="epochs on each target task")
-    add("--lr", type=float, default=0.1, help="initial learning rate of the network")
-    add("--lr_agent", type=float, default=0.01, help="the same of the policy network")
+    add("--lr", type=positive_float, default=0.1, help="initial learning rate of the network")
+    add("--lr_agent", type=positive_float, default=0.01, help="the same of the policy network")
     add(
         "--step1",
         type=positive_int,
@@ -124,7 +126,7 @@ class Workplace:
     eval_every: int
 
     def data(self, task: DecathlonTask, splits: Sequence[str], settings: Settings) -> TaskData:
-        """The labelled images of a task's splits; as training sees them if "train" is among them."""
+        """The labelled images of a task's splits, as training sees them if one is "train"."""
         images = load_images(task.name, splits, self.folders, settings.resize)
         require_labels(images, task.name)
         view = view_of(task, images, settings.resize, settings.crop, training="train" in splits)

@@ -204,13 +204,8 @@ def draw_aircraft(kind: int, sketch: Sketch, rng: np.random.Generator) -> None:
         sketch.fill(oval(0.05 - 0.15 * engine, 0.12 + 0.07 * engine, 0.07, 0.035), livery)
 
 
-RED, ORANGE, YELLOW, GREEN = (
-    hsv(0, 0.85, 0.85),
-    hsv(0.08, 0.7, 0.9),
-    hsv(0.14, 0.9, 0.95),
-    hsv(0.33, 0.75, 0.6),
-)
-BLUE, PURPLE, BROWN = hsv(0.6, 0.8, 0.85), hsv(0.8, 0.6, 0.7), hsv(0.07, 0.6, 0.45)
+RED, ORANGE, YELLOW = hsv(0, 0.85, 0.85), hsv(0.08, 0.7, 0.9), hsv(0.14, 0.9, 0.95)
+GREEN, BLUE, BROWN = hsv(0.33, 0.75, 0.6), hsv(0.6, 0.8, 0.85), hsv(0.07, 0.6, 0.45)
 WHITE, DARK = grey(0.97), grey(0.12)
 
 # What each object is put together from, in this order.
@@ -310,14 +305,15 @@ class Sign:
     face: Colour
     mark: str = ""
     mark_colour: Colour = DARK
+    mark_height: float = 0.46
 
 
 SIGNS = {
-    "limit 30": Sign(40, 0, RED, WHITE, "30"),
+    "limit 30": Sign(40, 0, RED, WHITE, "30", mark_height=0.34),
     "give way": Sign(3, 180, RED, WHITE),
-    "ahead": Sign(40, 0, WHITE, BLUE, ">", WHITE),
+    "turn right": Sign(40, 0, WHITE, BLUE, ">", WHITE),
     "priority": Sign(4, 0, WHITE, YELLOW),
-    "no entry": Sign(40, 0, WHITE, RED, "-", WHITE),
+    "no entry": Sign(40, 0, WHITE, RED, "-", WHITE, mark_height=1.1),
     "danger": Sign(3, 0, RED, WHITE, "!"),
 }
 
@@ -330,8 +326,7 @@ def draw_gtsrb(kind: int, sketch: Sketch, rng: np.random.Generator) -> None:
     sketch.fill(star(sign.corners, 0.42, 0.42, turn), sign.rim)
     face = 0.26 if sign.corners == 3 else 0.33
     sketch.fill(star(sign.corners, face, face, turn), sign.face)
-    if sign.mark:
-        sketch.text(sign.mark, 0, 0.46 if len(sign.mark) == 1 else 0.34, sign.mark_colour)
+    sketch.text(sign.mark, 0, sign.mark_height, sign.mark_colour)
     light = rng.uniform(0.45, 1)
     sketch.image = sketch.image.point(lambda value: round(value * light))
 

@@ -66,7 +66,7 @@ class SpotTune(nn.Module):
 
         In training mode they carry the soft sample's gradient; else they are exactly 0 or 1.
         """
-        logits_NL2 = self.policy_net(images).float()
+        logits_NL2 = self.policy_net(images)
         if noise_NL2 is None:
             return likelier_decisions(logits_NL2)
         if self.training:

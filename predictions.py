@@ -14,7 +14,13 @@ from pathlib import Path
 
 import torch
 
-from arguments import add_compute_arguments, add_data_arguments, data_folders, positive_int
+from arguments import (
+    HelpFormatter,
+    add_compute_arguments,
+    add_data_arguments,
+    data_folders,
+    positive_int,
+)
 from checkpoints import CHECKPOINT, load_checkpoint
 from decathlon import TASKS, DecathlonTask
 from devices import Compute, choose_compute, describe
@@ -44,7 +50,7 @@ class Question:
 
 
 def submit(split: str, description: str, argv: Sequence[str] | None) -> None:
-    """The straight path of both scripts: arguments -> checkpoints -> predictions -> results.json."""
+    """The straight path of both scripts, from arguments to results.json."""
     args = parse_args(description, argv)
     compute = choose_compute(args.device, args.precision)
     question = Question(
@@ -70,15 +76,12 @@ def submit(split: str, description: str, argv: Sequence[str] | None) -> None:
     if not answers:
         raise SpotTuneError(f"no task could be predicted, so {args.out} was not written")
     write_answers(answers, args.out, args.zip)
-    say(
-        f"{args.out}: {len(answers):,} answers for {len(TASKS) - len(missing)} of {len(TASKS)} tasks"
-    )
+    num_answered = len(TASKS) - len(missing)
+    say(f"{args.out}: {len(answers):,} answers for {num_answered} of {len(TASKS)} tasks")
 
 
 def parse_args(description: str, argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     add_data_arguments(parser)
     add_compute_arguments(parser)
     parser.add_argument("--batch_size", type=positive_int, default=128, help="images per step")

@@ -22,7 +22,8 @@ from pathlib import Path
 from errors import SpotTuneError
 
 MAX_OPCODES = 500_000  # the pretrained network takes 14,000
-LONGEST_INTEGER = 8  # bytes
+LONGEST_INTEGER = 8  # bytes: larger ones could be made to share a hash, which slows a dict down
+LONGEST_DECIMAL = 20  # digits, with the sign
 LONGEST_NAME = 200  # characters, of a class or function
 
 # What Python raises when values taken from a file do not fit together, apart from `RefusedError`.
@@ -72,8 +73,7 @@ class PickleReader:
 
     Known names come back as `Name`, calls as `Record`, the rest as plain values; Python 2's byte
     strings as text, latin1. `is_known` is the closed list of names; `persistent` answers persistent
-    ids; both raise `RefusedError`, as `read` does, or return without calling anything the file chose.
-    `position` is that of the next byte to read.
+    ids. `position` is that of the next byte to read. Raises `RefusedError`, or one of `MISFITS`.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class PickleReader:
             if opcode == pickle.STOP:
                 return self.result()
             if opcode not in STEPS:
-                raise RefusedError(f"the pickle opcode {opcode!r}, which no file of this kind needs")
+                raise RefusedError(f"the pickle opcode {opcode!r}, unknown to files of this kind")
             STEPS[opcode](self)
         raise RefusedError(f"a pickle of more than {MAX_OPCODES:,} opcodes")
 
@@ -130,6 +130,13 @@ class PickleReader:
             raise RefusedError(f"an integer of {length} bytes")
         return int.from_bytes(self.take(length), "little", signed=True)
 
+    def decimal(self) -> int:
+        """An integer in digits."""
+        digits = self.line()
+        if len(digits) > LONGEST_DECIMAL:
+            raise RefusedError(f"an integer of {len(digits)} digits")
+        return int(digits)
+
     def text(self, length_form: str, encoding: str) -> str:
         """Text that is preceded by its length in bytes."""
         return self.take(self.number(length_form)).decode(encoding)
@@ -145,7 +152,7 @@ class PickleReader:
         """A class or function, from the closed list only."""
         name = Name(self.line(), self.line())
         if not (name.name.isidentifier() and self.is_known(name)):
-            raise RefusedError(f"the name {str(name)!r}, which no file of this kind needs")
+            raise RefusedError(f"the name {str(name)!r}, unknown to files of this kind")
         return name
 
     # What they do with the stack of values.
@@ -212,7 +219,8 @@ class PickleReader:
         """Note a call instead of making it."""
         function, arguments = self.pop(2)
         if type(function) is not Name or type(arguments) is not tuple:
-            raise RefusedError(f"a call to a {type(function).__name__}")
+            kinds = f"{type(function).__name__} with a {type(arguments).__name__}"
+            raise RefusedError(f"a call of a {kinds}")
         self.push(Record(function, arguments))
 
     def note_state(self) -> None:
@@ -231,7 +239,7 @@ STEPS: dict[bytes, Callable[[PickleReader], None]] = {
     pickle.BININT: lambda reader: reader.push(reader.number("<i")),
     pickle.BININT1: lambda reader: reader.push(reader.number("<B")),
     pickle.BININT2: lambda reader: reader.push(reader.number("<H")),
-    pickle.INT: lambda reader: reader.push(int(reader.line())),  # Python 2 from 2^31 on
+    pickle.INT: lambda reader: reader.push(reader.decimal()),  # Python 2 from 2^31 on
     pickle.LONG1: lambda reader: reader.push(reader.long()),
     pickle.BINFLOAT: lambda reader: reader.push(reader.number(">d")),
     pickle.SHORT_BINSTRING: lambda reader: reader.push(reader.text("<B", "latin1")),

@@ -105,7 +105,7 @@ def train_epoch(
     compute: Compute,
     label: str,
 ) -> EpochResult:
-    """One pass over the shuffled images. `seed` is (seed, task, epoch): equal ones, equal passes."""
+    """One pass over the shuffled images; the same `seed`, (seed, task, epoch), the same pass."""
     method.train()
     order = training_order(data.images, data.view, *seed)
     noise = noise_for(method, len(data.images), *seed)

@@ -1,1 +1,1 @@
-"""The networks: ResNet-26, and any residual network with a kept and a fine-tuned copy of each block."""
+"""The networks: ResNet-26, and any residual network with each of its blocks kept and fine-tuned."""

@@ -112,7 +112,7 @@ class Storages:
             raise RefusedError("a storage that is part of another")
         storage = Storage(key, DTYPES[kind], counted(num_elements, "storage's size"))
         if storage.num_elements * storage.dtype.itemsize > self.max_bytes:
-            raise RefusedError(f"a storage of {storage.num_elements:,} elements, more than the file has")
+            raise RefusedError(f"a storage of {storage.num_elements:,} elements, beyond the file")
         if self.declared.setdefault(key, storage) != storage:
             raise RefusedError("two different storages under one key")
         return storage

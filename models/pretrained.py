@@ -144,7 +144,7 @@ def _load_all(net: ResNet, weights: Mapping[str, Tensor], where: Path) -> None:
     if missing or unexpected or reshaped:
         raise SpotTuneError(
             f"{where}: not the weights of this ResNet-26: {len(missing)} tensors missing "
-            f"{missing[:3]}, {len(unexpected)} without a place {unexpected[:3]}, {len(reshaped)} of "
-            f"another shape {reshaped[:3]}"
+            f"{missing[:3]}, {len(unexpected)} without a place {unexpected[:3]}, {len(reshaped)} "
+            f"of another shape {reshaped[:3]}"
         )
     net.load_state_dict(dict(weights), strict=False)

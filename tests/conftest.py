@@ -1,0 +1,60 @@
+"""A made-up Decathlon and trained networks that several tests share."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import main
+import make_sample_data
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED = REPOSITORY.parent / "shared"
+
+SMALL = ["--resize", "16", "--crop", "16", "--width", "4", "--batch_size", "8", "--device", "cpu"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Small networks are quickest on one thread, and bits are equal for equal thread counts."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def decathlon_root(tmp_path_factory) -> Path:
+    """decathlon-1.0 with ten made-up tasks: 2 classes, 6 train, 2 val and 2 test images each."""
+    folder = tmp_path_factory.mktemp("made_up")
+    make_sample_data.main(
+        [str(folder), "--classes", "2", "--images_per_class", "6", "--side", "16"]
+    )
+    return folder / "decathlon-1.0"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run over all ten tasks, and the arguments that made it."""
+
+    root: Path
+    ckpdir: Path
+    arguments: list[str]
+
+
+@pytest.fixture(scope="session")
+def trained(decathlon_root, tmp_path_factory) -> Trained:
+    """All ten tasks trained for two epochs on train only."""
+    ckpdir = tmp_path_factory.mktemp("checkpoints")
+    arguments = ["--datadir", str(decathlon_root), "--ckpdir", str(ckpdir), *SMALL]
+    arguments += ["--nb_epochs", "2", "--source_epochs", "2", "--train_split", "train"]
+    main.main(arguments)
+    return Trained(decathlon_root, ckpdir, arguments)
+
+
+def run_script(
+    name: str, *arguments: object, cwd: Path = REPOSITORY
+) -> subprocess.CompletedProcess:
+    """Run a script of the repository as a user would."""
+    command = [sys.executable, str(REPOSITORY / name), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
