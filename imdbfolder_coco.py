@@ -44,19 +44,18 @@ def read_annotations(path: Path) -> Annotations:
         image_ids = [image["id"] for image in coco.dataset["images"]]
         file_names = [image["file_name"] for image in coco.dataset["images"]]
         _check_images(image_ids, file_names, path)
-        labels = _labels(coco, image_ids, category_ids, path)
-    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        return Annotations(
+            categories=np.array(category_ids, dtype=np.int64),
+            image_ids=np.array(image_ids, dtype=np.int64),
+            labels=np.array(_labels(coco, image_ids, category_ids, path), dtype=np.int64),
+            file_names=file_names,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise SpotTuneError(
             f"{path}: not in the Decathlon's COCO-style form ({type(error).__name__}: {error}); "
             f"expected images with id and file_name, annotations with image_id and category_id, "
             f"and categories with id. Fetch it again with ./download_data.sh"
         ) from error
-    return Annotations(
-        categories=np.array(category_ids, dtype=np.int64),
-        image_ids=np.array(image_ids, dtype=np.int64),
-        labels=np.array(labels, dtype=np.int64),
-        file_names=file_names,
-    )
 
 
 def _read_coco(path: Path) -> COCO:

@@ -314,7 +314,7 @@ SIGNS = {
     "turn right": Sign(40, 0, WHITE, BLUE, ">", WHITE),
     "priority": Sign(4, 0, WHITE, YELLOW),
     "no entry": Sign(40, 0, WHITE, RED, "-", WHITE, mark_height=1.1),
-    "danger": Sign(3, 0, RED, WHITE, "!"),
+    "danger": Sign(3, 0, RED, WHITE, "!", mark_height=0.36),
 }
 
 

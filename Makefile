@@ -1,0 +1,33 @@
+# make demo: the whole road on made-up data.   make test: linter, formatter and all tests.
+PYTHON ?= python3
+VENV = .venv
+RUN = $(VENV)/bin/python
+
+DEMO = demo
+DEMO_DATA = --datadir $(DEMO)/decathlon-1.0 --ckpdir $(DEMO)/checkpoints
+DEMO_SIZE = --resize 40 --crop 32 --width 8 --batch_size 16
+
+.PHONY: demo test clean
+
+# The file is made last, so that a broken installation is started anew.
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -r requirements.txt
+	touch $@
+
+demo: $(VENV)/installed
+	$(RUN) make_sample_data.py $(DEMO)
+	$(RUN) main.py $(DEMO_DATA) $(DEMO_SIZE) --train_split train \
+	    --source_epochs 12 --source_steps 8 --nb_epochs 10 --step1 8
+	$(RUN) submit_val.py $(DEMO_DATA) --out $(DEMO)/val/results.json
+	$(RUN) submit_test.py $(DEMO_DATA) --out $(DEMO)/test/results.json --zip
+	$(RUN) score.py $(DEMO)/val/results.json --annotations $(DEMO)/decathlon-1.0/annotations --split val
+
+test: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(RUN) -m pytest
+
+clean:
+	rm -rf $(VENV) $(DEMO)

@@ -1,0 +1,230 @@
+"""The whole road of a user: train, resume, predict, score, on a few made-up images."""
+
+import json
+import shutil
+import zipfile
+
+import pytest
+import torch
+from conftest import SHARED, SMALL, run_script
+
+import main
+import score
+import submit_test
+import submit_val
+from checkpoints import load_checkpoint
+from decathlon import SOURCE, TARGETS, TASKS
+from errors import SpotTuneError
+from runs import TIMING_FIELDS
+
+
+def records(ckpdir, task):
+    return [json.loads(line) for line in (ckpdir / task / "records.jsonl").read_text().splitlines()]
+
+
+def without_timing(lines):
+    return [{k: v for k, v in line.items() if k not in TIMING_FIELDS} for line in lines]
+
+
+def weights(ckpdir, task):
+    return load_checkpoint(ckpdir / task / "checkpoint.pt")["weights"]
+
+
+def assert_same_weights(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def again(trained, ckpdir, *arguments):
+    """The arguments of the finished run, with changes, into another folder."""
+    source = trained.ckpdir / SOURCE.name / "checkpoint.pt"
+    base = [*trained.arguments, "--ckpdir", str(ckpdir), "--pretrained", str(source)]
+    main.main([*base, "--tasks", *arguments])
+
+
+def test_every_task_leaves_checkpoint_arguments_environment_records_and_curves(trained):
+    for task in TASKS:
+        names = {path.name for path in (trained.ckpdir / task.name).iterdir()}
+        files = ["checkpoint.pt", "arguments.json", "environment.json", "records.jsonl"]
+        assert names == {*files, "curves.png"}
+    assert (trained.ckpdir / "fine_tuned_share.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("task", [task.name for task in TARGETS])
+def test_a_record_a_line_tells_what_an_epoch_did(task, trained):
+    lines = records(trained.ckpdir, task)
+    assert [line["epoch"] for line in lines] == [1, 2]
+    for line in lines:
+        assert line["train_loss"] > 0
+        assert line["val_loss"] > 0
+        assert 0 <= line["train_accuracy"] <= 100
+        assert 0 <= line["val_accuracy"] <= 100
+        assert line["images_per_second"] > 0
+        assert line["val_seen_in_training"] is False
+        for split in ("train", "val"):
+            assert len(line[f"{split}_fine_tuned_share"]) == 12
+            assert all(0 <= share <= 1 for share in line[f"{split}_fine_tuned_share"])
+
+
+def test_the_source_is_a_plain_network_without_decisions(trained):
+    assert records(trained.ckpdir, SOURCE.name)[0]["val_fine_tuned_share"] == []
+    assert not any("policy" in name for name in weights(trained.ckpdir, SOURCE.name))
+
+
+def test_targets_start_from_the_source(trained):
+    source, target = (weights(trained.ckpdir, task) for task in (SOURCE.name, "svhn"))
+    for block in range(12):
+        name = f"blocks.{block}.conv1.weight"
+        kept = target[f"net.{name.replace('blocks', 'pairs').replace('conv1', 'kept.conv1')}"]
+        assert torch.equal(kept, source[f"net.{name}"])
+
+
+def test_environment_names_versions_threads_and_commit(trained):
+    found = json.loads((trained.ckpdir / "svhn/environment.json").read_text())
+    assert found["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert found["threads"] == 1
+    assert {"commit", "device", "precision", "python"} <= found.keys()
+
+
+def test_a_task_alone_gives_the_same_bits_as_after_eight_others(trained, tmp_path):
+    again(trained, tmp_path, "vgg-flowers")
+    ours, theirs = records(tmp_path, "vgg-flowers"), records(trained.ckpdir, "vgg-flowers")
+    assert_same_weights(weights(tmp_path, "vgg-flowers"), weights(trained.ckpdir, "vgg-flowers"))
+    assert without_timing(ours) == without_timing(theirs)
+
+
+def test_another_seed_gives_another_result(trained, tmp_path):
+    again(trained, tmp_path, "dtd", "--seed", "1")
+    assert (
+        records(tmp_path, "dtd")[0]["train_loss"] != records(trained.ckpdir, "dtd")[0]["train_loss"]
+    )
+
+
+def test_stopped_and_started_again_it_goes_on_after_the_last_finished_epoch(
+    trained, tmp_path, capsys
+):
+    again(trained, tmp_path, "svhn", "--nb_epochs", "1")
+    assert len(records(tmp_path, "svhn")) == 1
+    again(trained, tmp_path, "svhn")
+    assert "1 of 2 epochs were finished before" in capsys.readouterr().out
+    assert_same_weights(weights(tmp_path, "svhn"), weights(trained.ckpdir, "svhn"))
+    ours, theirs = records(tmp_path, "svhn"), records(trained.ckpdir, "svhn")
+    assert without_timing(ours) == without_timing(theirs)
+
+
+def test_a_finished_run_started_again_changes_nothing(trained):
+    before = {path: path.read_bytes() for path in trained.ckpdir.glob("*/checkpoint.pt")}
+    main.main(trained.arguments)
+    assert len(before) == len(TASKS)
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_other_settings_do_not_go_on_from_a_checkpoint(trained):
+    before = (trained.ckpdir / "svhn/checkpoint.pt").read_bytes()
+    with pytest.raises(SpotTuneError, match="lr 0.1, but this run asks for 0.2"):
+        main.main([*trained.arguments, "--tasks", "svhn", "--lr", "0.2"])
+    assert (trained.ckpdir / "svhn/checkpoint.pt").read_bytes() == before
+
+
+def test_only_the_drop_at_step1_acts_by_default(trained, tmp_path):
+    again(trained, tmp_path, "svhn", "--step1", "1", "--nb_epochs", "3")
+    rates = [(line["lr"], line["lr_agent"]) for line in records(tmp_path, "svhn")]
+    assert rates == [(0.1, 0.01), pytest.approx((0.01, 0.001)), pytest.approx((0.01, 0.001))]
+
+
+def test_trainval_learns_from_val_too_and_says_so(trained, tmp_path, capsys):
+    again(trained, tmp_path, "svhn", "--train_split", "trainval", "--nb_epochs", "1")
+    assert "seen in training" in capsys.readouterr().out
+    assert records(tmp_path, "svhn")[0]["val_seen_in_training"] is True
+    out = tmp_path / "results.json"
+    arguments = ["--datadir", str(trained.root), "--ckpdir", str(tmp_path), "--out", str(out)]
+    submit_val.main([*arguments, "--device", "cpu"])
+    assert "svhn: 4 images; trained on train and val" in capsys.readouterr().out
+
+
+def answers_of(script, trained, out, *arguments):
+    script.main(
+        ["--datadir", str(trained.root), "--ckpdir", str(trained.ckpdir), "--out", str(out)]
+        + ["--device", "cpu", *arguments]
+    )
+    return json.loads(out.read_text())
+
+
+def ids_of(root, suffix):
+    """Image ids and category ids over all ten tasks, read straight from the JSON."""
+    image_ids, category_ids = [], {}
+    for task in TASKS:
+        content = json.loads((root / "annotations" / f"{task.name}_{suffix}.json").read_text())
+        image_ids += [image["id"] for image in content["images"]]
+        category_ids[task.number] = {category["id"] for category in content["categories"]}
+    return image_ids, category_ids
+
+
+@pytest.mark.parametrize(
+    ("script", "suffix"), [(submit_val, "val"), (submit_test, "test_stripped")]
+)
+def test_every_image_of_the_split_is_answered_exactly_once_in_integers(
+    script, suffix, trained, tmp_path
+):
+    answers = answers_of(script, trained, tmp_path / "results.json")
+    image_ids, category_ids = ids_of(trained.root, suffix)
+    assert sorted(answer["image_id"] for answer in answers) == sorted(image_ids)
+    for answer in answers:
+        assert answer.keys() == {"image_id", "category_id"}
+        assert all(type(value) is int for value in answer.values())
+        assert answer["category_id"] in category_ids[answer["image_id"] // 10_000_000]
+
+
+def test_the_scored_submission_is_the_accuracy_of_the_last_epoch(trained, tmp_path):
+    answers_of(submit_val, trained, tmp_path / "results.json")
+    report = tmp_path / "score.json"
+    folder = str(trained.root / "annotations")
+    arguments = ["--annotations", folder, "--split", "val", "--json", str(report)]
+    score.main([str(tmp_path / "results.json"), *arguments])
+    scored = json.loads(report.read_text())["tasks"]
+    for task in TASKS:
+        expected = records(trained.ckpdir, task.name)[-1]["val_accuracy"]
+        assert scored[task.name]["accuracy"] == pytest.approx(expected), task.name
+
+
+def test_zip_packs_the_same_answers_for_the_server(trained, tmp_path):
+    out = tmp_path / "results.json"
+    answers_of(submit_test, trained, out, "--zip")
+    with zipfile.ZipFile(tmp_path / "results.zip") as archive:
+        assert archive.namelist() == ["results.json"]
+        assert archive.read("results.json") == out.read_bytes()
+
+
+def test_a_missing_task_is_named_with_what_it_costs(trained, tmp_path, capsys):
+    ckpdir = tmp_path / "checkpoints"
+    shutil.copytree(trained.ckpdir, ckpdir, ignore=shutil.ignore_patterns("dtd"))
+    out = tmp_path / "results.json"
+    arguments = ["--datadir", str(trained.root), "--ckpdir", str(ckpdir), "--out", str(out)]
+    submit_val.main([*arguments, "--device", "cpu"])
+    said = capsys.readouterr().out
+    assert "missing  dtd: no " in said
+    assert "costs up to 1000 points" in said
+    assert "answers for 9 of 10 tasks" in said
+
+
+def test_without_data_one_line_names_both_ways_on(tmp_path):
+    done = run_script("main.py", cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "./download_data.sh ./data/" in line
+    assert "make demo" in line
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real source weights (shared/) are not here")
+def test_real_pretrained_weights_are_adopted_whole(tmp_path, trained):
+    """The stand-in for the released file has 200 classes, the made-up imagenet12 other ones."""
+    file = SHARED / "mini-decathlon/resnet26_tinyimagenet.t7"
+    small = [flag for flag in SMALL if flag not in ("--width", "4")]
+    arguments = ["--datadir", str(trained.root), "--ckpdir", str(tmp_path), *small]
+    arguments += ["--pretrained", str(file), "--nb_epochs", "1"]
+    with pytest.raises(SpotTuneError, match="knows 200 categories"):
+        main.main(arguments)
+    main.main([*arguments, "--tasks", "vgg-flowers"])
+    assert len(weights(tmp_path, SOURCE.name)) == 25 + 26 * 5 + 2  # convolutions, BN, linear
+    assert weights(tmp_path, SOURCE.name)["net.head.linear.weight"].shape == (200, 256)

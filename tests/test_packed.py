@@ -1,0 +1,109 @@
+"""Images decoded once: pixels, staleness, damage."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision import transforms
+
+from errors import SpotTuneError
+from imdbfolder_coco import load_images
+from packed import DataFolders, decode_image
+
+
+@pytest.fixture
+def folders(decathlon_root, tmp_path):
+    """A private copy of the data, to be damaged."""
+    for part in ("annotations", "data/svhn"):
+        shutil.copytree(decathlon_root / part, tmp_path / part)
+    return DataFolders(tmp_path, tmp_path / "annotations", tmp_path / "packed")
+
+
+def pack_of(folders):
+    return folders.cachedir / "svhn_train_16.pack"
+
+
+def load(folders):
+    return load_images("svhn", ["train"], folders, 16)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (40, 25), (25, 40), (73, 72), (9, 200)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_pixels_are_bit_for_bit_those_of_pillow_and_torchvision(size, mode, tmp_path):
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], channels), np.uint8)
+    path = tmp_path / "image.jpg"
+    Image.fromarray(pixels.squeeze(), mode=mode if mode != "L" else None).save(path)
+    expected = transforms.Resize(16)(Image.open(path).convert("RGB"))
+    assert np.array_equal(decode_image(path, 16), np.asarray(expected))
+
+
+def test_images_are_decoded_once(folders, monkeypatch):
+    first = load(folders).crops(np.array([0]), np.array([0]), np.array([0]), 16, 16)
+    shutil.rmtree(folders.datadir / "data")
+    again = load(folders).crops(np.array([0]), np.array([0]), np.array([0]), 16, 16)
+    assert np.array_equal(first, again)
+
+
+def test_changed_annotations_are_packed_again(folders):
+    load(folders)
+    path = folders.imdbdir / "svhn_train.json"
+    content = json.loads(path.read_text())
+    gone = content["images"].pop()
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != gone["id"]]
+    path.write_text(json.dumps(content))
+    assert gone["id"] not in load(folders).image_ids
+
+
+@pytest.mark.parametrize("damage", ["cut short", "emptied", "another file", "index flipped"])
+def test_a_damaged_pack_is_noticed_aloud_and_made_again(folders, damage, capsys):
+    load(folders)
+    path = pack_of(folders)
+    whole = path.read_bytes()
+    damaged = {
+        "cut short": whole[:-10],
+        "emptied": b"",
+        "another file": b"x" * len(whole),
+        "index flipped": whole[:-300] + bytes([whole[-300] ^ 1]) + whole[-299:],
+    }
+    path.write_bytes(damaged[damage])
+    load(folders)
+    assert path.read_bytes() == whole
+    assert "packing the images again" in capsys.readouterr().out
+
+
+def test_windows_outside_their_image_are_refused(folders):
+    images = load(folders)
+    one, zero = np.array([0]), np.array([0])
+    for top, left in ((1, 0), (0, 1), (-1, 0)):
+        with pytest.raises(IndexError):
+            images.crops(one, np.array([top]), np.array([left]), 16, int(images.widths[0]))
+    assert images.crops(one, zero, zero, 16, 16).shape == (1, 16, 16, 3)
+
+
+def first_image(folders):
+    content = json.loads((folders.imdbdir / "svhn_train.json").read_text())
+    return folders.datadir / content["images"][0]["file_name"]
+
+
+def test_half_a_jpeg_is_named_and_nothing_is_left(folders):
+    path = first_image(folders)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(SpotTuneError, match=f"{path}.*cannot be decoded"):
+        load(folders)
+    assert list(folders.cachedir.iterdir()) == []
+
+
+def test_an_image_listed_but_absent_is_named(folders):
+    first_image(folders).unlink()
+    with pytest.raises(SpotTuneError, match=f"{first_image(folders)}.*no such file"):
+        load(folders)
+
+
+def test_formats_that_can_run_programs_are_not_opened(folders):
+    """Pillow hands PostScript to an interpreter."""
+    first_image(folders).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
+    with pytest.raises(SpotTuneError, match="cannot identify image file"):
+        load(folders)
