@@ -3,6 +3,7 @@
 import argparse
 import math
 from pathlib import Path
+from typing import NoReturn
 
 from decathlon import TASK_BY_NAME
 from errors import SpotTuneError
@@ -17,6 +18,16 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a wrong argument in one line, without repeating the usage of twenty flags."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, formatter_class=HelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}. See {self.prog} --help\n")
 
 
 def positive_float(text: str) -> float:

@@ -1,33 +1,79 @@
-"""Checkpoints: tensors, numbers and strings in a file that is written whole."""
+"""Checkpoints: tensors, numbers and strings in a file that is written whole.
+
+Never whole modules, so that renaming a class does not lose a model; read with weights_only=True,
+which runs nothing that the file says.
+"""
 
 import hashlib
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from errors import SpotTuneError
 from files import replacing
+from settings import Settings
 
 FORMAT = "spottune-decathlon-1"
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT = "checkpoint.pt"  # in a task's folder
 
 
-def save_checkpoint(path: Path, content: Mapping[str, object]) -> None:
-    """Write `content` in the place of `path`; only types that `weights_only=True` reads."""
-    with replacing(path) as stream:
-        torch.save({"format": FORMAT, **content}, stream)
+@dataclass(frozen=True)
+class Checkpoint:
+    """A task after some epochs; all that is needed to go on or to predict."""
+
+    task: str
+    kind: str  # of method, see methods.py
+    categories: list[int]  # category ids, by label
+    settings: Settings
+    weights: Mapping[str, Tensor]  # of the method: networks and policy network
+    optimizers: list[dict]
+    history: list[dict]  # one record an epoch
+
+    def save(self, path: Path) -> None:
+        """Put the checkpoint in the place of `path`, whole or not at all."""
+        content = {"format": FORMAT, **vars(self), "settings": self.settings.as_plain()}
+        with replacing(path) as stream:
+            torch.save(content, stream)
+
+    @classmethod
+    def load(cls, path: Path) -> "Checkpoint":
+        """Read a checkpoint of this project onto the CPU.
+
+        Raises SpotTuneError for a file that is missing, cut short, or not one of ours.
+        """
+        content = _read(path)
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise SpotTuneError(
+                f"{path}: not a checkpoint of this project; expected one that main.py wrote"
+            )
+        try:
+            checkpoint = cls(**{**content, "settings": Settings.from_plain(content["settings"])})
+            _check_types(checkpoint)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise SpotTuneError(
+                f"{path}: a damaged checkpoint ({error}). Remove it to train the task again"
+            ) from error
+        return checkpoint
+
+    def load_into(self, method: nn.Module, path: Path) -> None:
+        """Copy the weights into `method`, by name, all of them; SpotTuneError if any is amiss."""
+        try:
+            method.load_state_dict(dict(self.weights))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:160]
+            raise SpotTuneError(
+                f"{path}: its weights do not fit the {self.kind} network that it describes "
+                f"({reason}). Remove it to train the task again"
+            ) from error
 
 
-def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint of this project onto the CPU.
-
-    Raises SpotTuneError for a file that is missing, cut short, or not one of ours.
-    """
+def _read(path: Path) -> object:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise SpotTuneError(f"{path}: no such checkpoint. Train the task with main.py") from error
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
@@ -36,11 +82,15 @@ def load_checkpoint(path: Path) -> dict:
             f"{path}: not a readable checkpoint ({reason}); it may be cut short, or not one of "
             f"ours. Remove it to train the task again"
         ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise SpotTuneError(
-            f"{path}: not a checkpoint of this project; expected one that main.py wrote"
-        )
-    return content
+
+
+def _check_types(checkpoint: Checkpoint) -> None:
+    for name, member in (("optimizers", dict), ("history", dict), ("categories", int)):
+        values = getattr(checkpoint, name)
+        if not isinstance(values, list) or not all(type(value) is member for value in values):
+            raise TypeError(f"{name} is not a list of {member.__name__}")
+    if not all(isinstance(tensor, Tensor) for tensor in checkpoint.weights.values()):
+        raise TypeError("weights are not all tensors")
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:

@@ -147,7 +147,7 @@ attempt() {
       7) reason='no connection to the server' ;;
       18 | 52 | 56) reason='the connection broke off' ;;
       22) reason="the server answered $code" ;;
-      23) cannot_write "$part" ;;
+      23 | 153) cannot_write "$part" ;; # 153: the size limit of ulimit -f
       28) reason='the server fell silent' ;;
       35 | 51 | 60 | 77) reason='no secure connection could be made (certificates, clock?)' ;;
       33) # It does not serve ranges.
@@ -166,7 +166,7 @@ attempt() {
     wget "$@" "$url" || status=$?
     case $status in
       0) return 0 ;;
-      3) cannot_write "$part" ;;
+      3 | 153) cannot_write "$part" ;;
       4) reason='no connection, or it broke off' ;;
       8) reason='the server answered with an error, such as 404' ;;
       *) # Old ones refuse to go on without ranges; they say no more than this.
@@ -374,6 +374,8 @@ try:
     main()
 except KeyboardInterrupt:
     sys.exit(130)
+except BrokenPipeError:  # nobody reads on; as for other programs, no reason for a word
+    os._exit(141)
 except (tarfile.TarError, EOFError, zlib.error) as error:
     sys.exit(f"error: {ARCHIVE} cannot be read as an archive ({error}); delete it and run this again")
 except OSError as error:

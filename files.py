@@ -21,7 +21,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # "no space" alone would not say where
         with suppress(FileNotFoundError):
             temporary.unlink()
         raise

@@ -6,15 +6,13 @@ that was stopped goes on after the last finished epoch.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from arguments import (
-    HelpFormatter,
+    Parser,
     add_compute_arguments,
     add_data_arguments,
     check_sides,
@@ -22,37 +20,21 @@ from arguments import (
     positive_float,
     positive_int,
 )
-from checkpoints import CHECKPOINT, load_checkpoint
 from decathlon import SOURCE, TASK_BY_NAME, DecathlonTask
-from devices import Compute, choose_compute, describe
+from devices import choose_compute, describe
 from errors import SpotTuneError, run_script
-from imdbfolder_coco import (
-    annotation_file,
-    check_categories,
-    load_images,
-    require_labels,
-    view_of,
-)
 from mean_std import read_mean_std
-from methods import PlainNetwork, SpotTune
-from models.pretrained import SourceWeights
-from models.resnet26 import PAPER_WIDTH, resnet26
-from packed import DataFolders
+from models.resnet26 import PAPER_WIDTH
 from plots import draw_fine_tuned_share
 from progress import say
-from randomness import seeded_initialisation
-from runs import Run, Settings, evaluate, fit, val_fields
-from training import TaskData
+from settings import Settings
+from transfer import TRAIN_SPLITS, Workplace, source_weights, train_target
 
 RELEASED_WEIGHTS = Path("resnet26_pretrained.t7")
-TRAIN_SPLITS = {"trainval": ("train", "val"), "train": ("train",)}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Train the source network and SpotTune on Visual Decathlon tasks.",
-        formatter_class=HelpFormatter,
-    )
+    parser = Parser("Train the source network and SpotTune on Visual Decathlon tasks.")
     add_data_arguments(parser)
     add_compute_arguments(parser)
     add = parser.add_argument
@@ -115,33 +97,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@dataclass(frozen=True)
-class Workplace:
-    """What all tasks of a run share: where things lie, and what computes."""
-
-    folders: DataFolders
-    ckpdir: Path
-    mean_std: dict
-    compute: Compute
-    eval_every: int
-
-    def data(self, task: DecathlonTask, splits: Sequence[str], settings: Settings) -> TaskData:
-        """The labelled images of a task's splits, as training sees them if one is "train"."""
-        images = load_images(task.name, splits, self.folders, settings.resize)
-        require_labels(images, task.name)
-        view = view_of(task, images, settings.resize, settings.crop, training="train" in splits)
-        return TaskData(images, view, self.mean_std[task.name])
-
-    def has(self, task: DecathlonTask) -> bool:
-        """Whether the task's images and annotations are there at all."""
-        return (self.folders.datadir / "data" / task.name).is_dir() and annotation_file(
-            self.folders.imdbdir, task.name, "val"
-        ).is_file()
-
-    def checkpoint(self, task: DecathlonTask) -> Path:
-        return self.ckpdir / task.name / CHECKPOINT
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     check_sides(args.resize, args.crop)
@@ -188,6 +143,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def check_tasks(tasks: Sequence[DecathlonTask], place: Workplace, pretrained: Path | None) -> None:
     """Raise SpotTuneError at once if something that the run will need is missing."""
+    place.ckpdir.mkdir(parents=True, exist_ok=True)
+    if not os.access(place.ckpdir, os.W_OK):
+        raise SpotTuneError(f"--ckpdir {place.ckpdir}: cannot be written to; name another folder")
     has_source = pretrained is not None or place.checkpoint(SOURCE).exists()
     if SOURCE not in tasks and not has_source:
         raise SpotTuneError(
@@ -204,102 +162,6 @@ def check_tasks(tasks: Sequence[DecathlonTask], place: Workplace, pretrained: Pa
             )
         if task.name not in place.mean_std:
             raise SpotTuneError(f"--mean_std: the file has no mean and std for {task.name}")
-
-
-def source_weights(
-    place: Workplace, settings: Settings, pretrained: Path | None, wanted: bool
-) -> tuple[SourceWeights, dict[str, list]]:
-    """The source network's weights, read, trained or found in --ckpdir, and its history.
-
-    `wanted`: imagenet12 is one of the tasks, so it is trained or evaluated too.
-    """
-    checkpoint = place.checkpoint(SOURCE)
-    if pretrained is not None:
-        weights = SourceWeights.read(pretrained, settings.width)
-        history = adopt_source(place, settings, weights, wanted)
-    elif wanted and not was_adopted(checkpoint):
-        history = train_source(place, settings)
-        weights = SourceWeights.read(checkpoint, settings.width)
-    else:
-        history = load_checkpoint(checkpoint)["history"]
-        weights = SourceWeights.read(checkpoint, settings.width)
-    return weights, {SOURCE.name: history} if wanted and history else {}
-
-
-def was_adopted(checkpoint: Path) -> bool:
-    """Whether the source's checkpoint holds weights that an earlier run took from a file."""
-    return checkpoint.exists() and load_checkpoint(checkpoint)["settings"]["source_sha256"] != ""
-
-
-def adopt_source(
-    place: Workplace, settings: Settings, weights: SourceWeights, evaluated: bool
-) -> list[dict]:
-    """Put pretrained weights into --ckpdir, where the submit scripts look for imagenet12's.
-
-    They are evaluated on val once, if that is wanted and the images are there.
-    """
-    categories = [SOURCE.first_category_id + label for label in range(weights.num_classes)]
-    settings = replace(settings, epochs=0, source_sha256=weights.sha256)
-    run = Run(place.ckpdir / SOURCE.name, SOURCE.name, "source", categories, settings)
-    found = run.resume()
-    history = found["history"] if found else []
-    method = PlainNetwork(weights.network(settings.width))
-    run.write_surroundings(place.compute)
-    if evaluated and not history and place.has(SOURCE):
-        history = [adopted_record(run, method, place)]
-    elif evaluated and not history:
-        say(f"{SOURCE.name}: its images are not in {place.folders.datadir}, so it is not evaluated")
-    run.save(method, [], history)
-    return history
-
-
-def adopted_record(run: Run, method: PlainNetwork, place: Workplace) -> dict:
-    """The one record of weights that were not trained here."""
-    val_data = place.data(SOURCE, ("val",), run.settings)
-    check_categories(run.task, run.categories, val_data.images.categories)
-    method.to(place.compute.device, memory_format=torch.channels_last)
-    tested = evaluate(run, method, val_data, 0, place.compute)
-    say(f"{SOURCE.name}: the pretrained weights reach {tested.accuracy:.1f} % on val")
-    return {"epoch": 0, **val_fields(tested, seen_in_training=False)}
-
-
-def train_source(place: Workplace, settings: Settings) -> list[dict]:
-    """Train imagenet12 with a plain ResNet-26 from random weights."""
-
-    def build(num_classes: int) -> PlainNetwork:
-        return PlainNetwork(resnet26(num_classes, settings.width))
-
-    return train_task(place, SOURCE, "source", settings, build)
-
-
-def train_target(
-    place: Workplace, task: DecathlonTask, settings: Settings, weights: SourceWeights
-) -> list[dict]:
-    """Train SpotTune on one target task, from the source's weights."""
-    settings = replace(settings, weight_decay=task.weight_decay, source_sha256=weights.sha256)
-
-    def build(num_classes: int) -> SpotTune:
-        return SpotTune(weights.transferred(num_classes, settings.width), settings.width)
-
-    return train_task(place, task, "spottune", settings, build)
-
-
-def train_task(
-    place: Workplace,
-    task: DecathlonTask,
-    kind: str,
-    settings: Settings,
-    build: Callable[[int], nn.Module],
-) -> list[dict]:
-    """Data, initial weights and training of one task; returns its history."""
-    train_data = place.data(task, TRAIN_SPLITS[settings.train_split], settings)
-    val_data = place.data(task, ("val",), settings)
-    categories = train_data.images.categories
-    check_categories(task.name, categories.tolist(), val_data.images.categories)
-    with seeded_initialisation(settings.seed, task.name):
-        method = build(len(categories))
-    run = Run(place.ckpdir / task.name, task.name, kind, categories.tolist(), settings)
-    return fit(run, method, train_data, val_data, place.compute, place.eval_every)
 
 
 def report(histories: dict[str, list[dict]], ckpdir: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from agent_net import PolicyNet
+from errors import SpotTuneError
 from gumbel_softmax import likelier_decisions, sample_decisions
 from models.resnet26 import ResNet, resnet26
 from models.spottune import SpotTuneNet
@@ -83,7 +84,11 @@ class SpotTune(nn.Module):
 def build_method(kind: str, num_classes: int, width: int) -> nn.Module:
     """An untrained method of the given kind: "source" or "spottune"."""
     net = resnet26(num_classes, width)
-    return PlainNetwork(net) if kind == "source" else SpotTune(net, width)
+    if kind == "source":
+        return PlainNetwork(net)
+    if kind == "spottune":
+        return SpotTune(net, width)
+    raise SpotTuneError(f"a method of kind {kind!r} was found; expected source or spottune")
 
 
 def _sgd(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.SGD:

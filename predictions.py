@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 
 from arguments import (
-    HelpFormatter,
+    Parser,
     add_compute_arguments,
     add_data_arguments,
     data_folders,
     positive_int,
 )
-from checkpoints import CHECKPOINT, load_checkpoint
+from checkpoints import CHECKPOINT, Checkpoint
 from decathlon import TASKS, DecathlonTask
 from devices import Compute, choose_compute, describe
 from errors import SpotTuneError
@@ -81,7 +81,7 @@ def submit(split: str, description: str, argv: Sequence[str] | None) -> None:
 
 
 def parse_args(description: str, argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    parser = Parser(description)
     add_data_arguments(parser)
     add_compute_arguments(parser)
     parser.add_argument("--batch_size", type=positive_int, default=128, help="images per step")
@@ -108,25 +108,24 @@ def why_missing(task: DecathlonTask, question: Question) -> str | None:
     return None
 
 
-@torch.no_grad()
 def predict_task(task: DecathlonTask, question: Question, compute: Compute) -> list[dict[str, int]]:
     """One answer for every image of the split, in the annotations' order."""
-    checkpoint = question.ckpdir / task.name / CHECKPOINT
-    content = load_checkpoint(checkpoint)
-    settings, history = content["settings"], content["history"]
-    images = load_images(task.name, [question.split], question.folders, settings["resize"])
-    check_categories(task.name, content["categories"], images.categories)
-    method = build_method(content["kind"], len(images.categories), settings["width"])
-    method.load_state_dict(content["weights"])
+    path = question.ckpdir / task.name / CHECKPOINT
+    checkpoint = Checkpoint.load(path)
+    settings = checkpoint.settings
+    images = load_images(task.name, [question.split], question.folders, settings.resize)
+    check_categories(task.name, checkpoint.categories, images.categories)
+    method = build_method(checkpoint.kind, len(images.categories), settings.width)
+    checkpoint.load_into(method, path)
     method.to(compute.device, memory_format=torch.channels_last)
 
-    view = view_of(task, images, settings["resize"], settings["crop"], training=False)
+    view = view_of(task, images, settings.resize, settings.crop, training=False)
     data = TaskData(images, view, question.mean_std[task.name])
     seed = (question.seed, task.name, question.split)
     predictions = predict(
         method, data, question.batch_size, question.policy, seed, compute, task.name
     )
-    say(f"{task.name}: {len(images):,} images{remark(history, settings, question.split)}")
+    say(f"{task.name}: {len(images):,} images{remark(checkpoint, question.split)}")
     category_ids = images.categories[predictions.labels]
     return [
         {"image_id": image_id, "category_id": category_id}
@@ -136,12 +135,13 @@ def predict_task(task: DecathlonTask, question: Question, compute: Compute) -> l
     ]
 
 
-def remark(history: list[dict], settings: dict, split: str) -> str:
+def remark(checkpoint: Checkpoint, split: str) -> str:
     """What a reader should know about a network before trusting its answers."""
+    done, planned = len(checkpoint.history), checkpoint.settings.epochs
     remarks = []
-    if len(history) < settings["epochs"]:
-        remarks.append(f"training stopped after {len(history)} of {settings['epochs']} epochs")
-    if split == "val" and history and history[-1]["val_seen_in_training"]:
+    if done < planned:
+        remarks.append(f"training stopped after {done} of {planned} epochs")
+    if split == "val" and done and checkpoint.history[-1]["val_seen_in_training"]:
         remarks.append("trained on train and val, so these images were seen in training")
     return "".join(f"; {text}" for text in remarks)
 

@@ -195,20 +195,18 @@ def saved_network(saved: object) -> object:
 
 
 def mapping(value: object) -> dict[str, object]:
-    """A dict, or what was noted of an OrderedDict; at most MAX_ENTRIES long."""
+    """A dict, or what was noted of an OrderedDict."""
     if type(value) is Record and value.made_by == ORDERED_DICT:
         (pairs,) = value.arguments or ([],)
         value = from_pairs(pairs) | value.items
     if type(value) is not dict:
         raise RefusedError(f"a {type(value).__name__} in the place of a dict")
-    if len(value) > MAX_ENTRIES:
-        raise RefusedError(f"a dict of {len(value):,} entries")
     return value
 
 
 def from_pairs(pairs: object) -> dict[str, object]:
     """The dict that Python 2 wrote as an OrderedDict's argument, [[key, value], ...]."""
-    if type(pairs) is not list or len(pairs) > MAX_ENTRIES:
+    if type(pairs) is not list:
         raise RefusedError("an OrderedDict of an unknown form")
     if any(type(pair) not in (list, tuple) or type(pair[0]) is not str for pair in pairs):
         raise RefusedError("an OrderedDict whose keys are not text")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from checkpoints import load_checkpoint, weights_sha256
+from checkpoints import Checkpoint, weights_sha256
 from errors import SpotTuneError
 from models.legacy_t7 import is_legacy, read_legacy_weights
 from models.resnet26 import BLOCKS_PER_STAGE, ResNet, resnet26
@@ -70,13 +70,13 @@ def read_source_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _weights_of_checkpoint(path: Path) -> dict[str, Tensor]:
-    content = load_checkpoint(path)
-    if content["kind"] != "source":
+    checkpoint = Checkpoint.load(path)
+    if checkpoint.kind != "source":
         raise SpotTuneError(
-            f"{path}: holds the {content['kind']} network of {content['task']}; expected a source "
+            f"{path}: holds the {checkpoint.kind} network of {checkpoint.task}; expected a source "
             f"network, such as the checkpoint of imagenet12"
         )
-    return {name.removeprefix("net."): tensor for name, tensor in content["weights"].items()}
+    return {name.removeprefix("net."): tensor for name, tensor in checkpoint.weights.items()}
 
 
 @dataclass(frozen=True)

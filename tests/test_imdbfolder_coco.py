@@ -80,7 +80,7 @@ def test_random_windows_reach_every_corner_evenly():
 
 def blank_images(heights, widths):
     index = np.zeros(
-        len(heights), dtype=[(n, "<i8") for n in "offset image_id label height width".split()]
+        len(heights), dtype=[(n, "<i8") for n in ("offset", "image_id", "label", "height", "width")]
     )
     index["height"], index["width"] = heights, widths
     return PackedImages([np.zeros(0, np.uint8)], [index], np.array([1]))

@@ -204,6 +204,11 @@ def test_tensors_that_share_a_storage_get_memory_of_their_own(write):
     assert weights["b"].is_contiguous()
 
 
+def test_a_tensor_may_begin_inside_its_storage(write):
+    weights = read_legacy_weights(write(one_weight(tensor(offset=1, shape=(2,), strides=(2,)))))
+    assert weights["weight"].tolist() == [-2.0, 3.25]
+
+
 def test_older_tensors_and_plain_buffers_and_large_integers_are_read_too(write):
     counts = storage("1", "LongStorage", size=1)
     buffers = ordered_dict_of(num_batches_tracked=tensor(counts, shape=(), strides=()))
@@ -316,6 +321,9 @@ CYCLE = (
     + b"b"
 )
 
+EMPTY = module(parameters=dict_of(**{f"w{i}": NONE for i in range(5_000)})) + b"q\x00"
+MANY_TIMES_EMPTY = module(modules=dict_of(first=EMPTY, **{f"m{i}": b"h\x00" for i in range(1_000)}))
+
 HOSTILE = {
     **{kind: anywhere(attack) for kind, attack in PYTHON_ATTACKS.items()},
     "os.system in the place of the version": saved(version=PYTHON_ATTACKS["os.system"]),
@@ -344,7 +352,9 @@ HOSTILE = {
     "more taken than made": saved(body=b"\x87"),
     "a tuple without a mark": saved(body=TUPLE),
     "a value never made": anywhere(b"h\x07"),
-    "two values left": saved(body=b"}}"),
+    "taken from below a mark": anywhere(NONE + MARK + b"\x85" + TUPLE + b"\x86"),
+    "two values left": saved(body=dict_of(net=module(parameters=dict_of(w=tensor()))) + NONE),
+    "a mark left": saved(body=MARK + dict_of(net=module(parameters=dict_of(w=tensor())))),
     "protocol 4": anywhere(b"\x80\x04N"),
     "a kind of id that is unknown": anywhere(tuple_of(text("file"), text("a")) + b"Q"),
     "an id that is text": anywhere(text("storage") + b"Q"),
@@ -366,9 +376,7 @@ HOSTILE = {
     "a storage with a view": one_weight(parameter(tensor(storage(view=tuple_of(text("1")))))),
     "a storage of another kind": one_weight(parameter(tensor(storage(kind="BoolStorage")))),
     "a storage that is no storage": one_weight(parameter(tensor(storage(module="models")))),
-    "two storages of one key": one_weight(
-        parameter(tensor()), body=tuple_of(storage(), storage(size=3))
-    ),
+    "two storages of one key": anywhere(storage(kind="IntStorage")),
     "a negative offset": one_weight(parameter(tensor(offset=-1))),
     "an offset out of bounds": one_weight(parameter(tensor(offset=1))),
     "a negative stride": one_weight(parameter(tensor(offset=3, strides=(-2, -1)))),
@@ -389,8 +397,8 @@ HOSTILE = {
     "a stored size that is negative": saved(raw=struct.pack("<q", -4) + VALUES),
     "bytes after the end": saved() + b"\0",
     "a second network after the first": saved() + saved(),
-    "no keys": saved(keys=()),
-    "a key twice": saved(keys=("0", "0")),
+    "no keys": saved(keys=(), raw=b""),
+    "a key twice": saved(keys=("0", "0"), raw=STORED * 2),
     "a key too many": saved(keys=("0", "1")),
     "another key": saved(keys=("1",)),
     # Structures that lie.
@@ -402,6 +410,7 @@ HOSTILE = {
     "a network without buffers": saved(A_MODULE + dict_of(_parameters=b"}") + b"b"),
     "a parameter that is a number": one_weight(integer(3)),
     "a parameter of nothing": one_weight(name("torch.nn.parameter", "Parameter") + b")" + REDUCE),
+    "a name of 201 letters": saved(module(parameters=dict_of(**{"a" * 201: tensor()}))),
     "a name with a newline": saved(module(parameters=dict_of(**{"a\nb": tensor()}))),
     "a name with an escape code": saved(module(parameters=dict_of(**{"\x1b[2J": tensor()}))),
     "pairs that are none": saved(module(parameters=ordered_dict_from(b")"))),
@@ -414,6 +423,7 @@ HOSTILE = {
     # Bombs: small files that would take forever, or all memory.
     "a module within itself": saved(CYCLE),
     "2^60 modules": saved(body=DOUBLING),
+    "5,000 empty parameters in each of 1,000 places": saved(MANY_TIMES_EMPTY),
     "a nested tuple as a key": anywhere(b"}" + NESTED_TUPLE + NONE + b"s"),
     "a nested tuple as a key of pairs": saved(
         module(parameters=ordered_dict_from(list_of(NESTED_TUPLE, NONE)))
@@ -481,7 +491,20 @@ def test_the_attacks_on_python_s_own_reader_are_real(case, write):
 @pytest.mark.parametrize(
     ("case", "found"),
     [
-        ("os.system", "'os.system'"),
+        ("os.system", "the name 'os.system'"),
+        ("INST", "opcode b'i'"),
+        ("a state for a dict", "fills a dict"),
+        ("text longer than the file", "ends too early"),
+        ("a million marks", "more than 500,000 opcodes"),
+        ("a storage of another kind", "'torch.BoolStorage'"),
+        ("a storage that is no storage", "a storage of an unknown type"),
+        ("a storage of negative size", "negative"),
+        ("two storages of one key", "two different storages"),
+        ("a size that is true", "no integer"),
+        ("no keys", "a list of storages that differs"),
+        ("a module within itself", "the name 'again.again"),
+        ("5,000 empty parameters in each of 1,000 places", "more than 10,000 parts"),
+        ("2^60 modules", "more than 10,000 parts"),
         ("a zip file", "a zip file"),
         ("a web page", "a web page"),
         ("an empty file", "an empty file"),
@@ -492,6 +515,13 @@ def test_the_attacks_on_python_s_own_reader_are_real(case, write):
 )
 def test_a_refusal_says_what_was_found(case, found, write):
     assert found in refusal_of(write(HOSTILE[case]))
+
+
+def test_a_file_too_large_to_be_the_network_is_not_even_read(write):
+    path = write(saved())
+    with path.open("r+b") as stream:
+        stream.truncate(2**40)  # takes no space on the disk
+    assert "1,099,511,627,776 bytes" in refusal_of(path)
 
 
 @pytest.mark.parametrize("case", ["an absent file", "a folder"])

@@ -12,10 +12,10 @@ import main
 import score
 import submit_test
 import submit_val
-from checkpoints import load_checkpoint
+from checkpoints import Checkpoint
 from decathlon import SOURCE, TARGETS, TASKS
 from errors import SpotTuneError
-from runs import TIMING_FIELDS
+from records import TIMING_FIELDS
 
 
 def records(ckpdir, task):
@@ -27,7 +27,7 @@ def without_timing(lines):
 
 
 def weights(ckpdir, task):
-    return load_checkpoint(ckpdir / task / "checkpoint.pt")["weights"]
+    return Checkpoint.load(ckpdir / task / "checkpoint.pt").weights
 
 
 def assert_same_weights(ours, theirs):

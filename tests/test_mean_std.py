@@ -150,6 +150,12 @@ REFUSED = {
     "no bytes": with_mean(raw_array(b"N")),
     "bytes in another encoding": with_mean(raw_array(b"c_codecs\nencode\nU\x00\x85R")),
     "an array without state": with_mean(b"cnumpy.core.multiarray\n_reconstruct\n)R"),
+    "an array made by something else": with_mean(
+        raw_array(THREE_EIGHTHS).replace(b"numpy.core.multiarray\n_reconstruct", b"numpy\ndtype")
+    ),
+    "a dtype that is an array": with_mean(
+        raw_array(THREE_EIGHTHS).replace(b"numpy\ndtype", b"numpy\nndarray")
+    ),
     "an array that is a dtype": with_mean(b"cnumpy\ndtype\n)R"),
     "os.system": with_mean(b"cos\nsystem\nU\x0ctouch canary\x85R"),
     "eval": with_mean(b"cbuiltins\neval\nU\x17open('canary','w').close\x85R"),
@@ -189,6 +195,22 @@ def test_a_hostile_or_broken_file_is_refused_in_one_line_and_runs_nothing(case, 
 def test_the_hand_written_array_is_good_but_for_what_a_case_changes(write):
     figures = read_mean_std(write(with_mean(raw_array(THREE_EIGHTHS))))
     assert figures == {"dtd": ((0.375,) * 3, (0.5,) * 3)}
+
+
+@pytest.mark.parametrize(
+    ("case", "found"),
+    [
+        ("os.system", "the name 'os.system'"),
+        ("a file of 2 MB", "2,097,152 bytes"),
+        ("a mean of 0..255", "'dtdmean' = (122.0, 131.0, 136.0), not within 0 to 1"),
+        ("a std of 0", "'dtdstd' = (0.5, 0.0, 0.5), not above 0"),
+        ("a mean alone", "'dtdstd' or 'dtdmean' alone"),
+        ("protocol 4", "protocol 4 instead of 2"),
+        ("a matrix", "not of shape (3,)"),
+    ],
+)
+def test_a_refusal_says_what_was_found(case, found, write):
+    assert found in refusal_of(write(REFUSED[case]))
 
 
 @pytest.mark.parametrize("case", ["an absent file", "a folder"])

@@ -1,0 +1,114 @@
+"""What a task's training leaves in its folder, besides the checkpoint: a record for people.
+
+records.jsonl      one line an epoch, read from top to bottom the run's history
+arguments.json     the settings of the task
+environment.json   versions, device, threads, commit
+curves.png         loss, accuracy and share of fine-tuned decisions over the epochs
+"""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from devices import Compute
+from files import write_whole
+from settings import Settings
+from training import EpochResult
+
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pycocotools", "matplotlib")
+TIMING_FIELDS = ("seconds", "images_per_second")  # of a record; all others repeat exactly
+
+
+def epoch_record(
+    epoch: int,
+    settings: Settings,
+    multiplier: float,
+    trained: EpochResult,
+    tested: EpochResult | None,
+) -> dict:
+    """One line of records.jsonl. Accuracies in percent, losses in nats, shares from 0 to 1."""
+    return {
+        "epoch": epoch + 1,
+        "lr": settings.lr * multiplier,
+        "lr_agent": settings.lr_agent * multiplier,
+        "train_loss": trained.loss,
+        "train_accuracy": trained.accuracy,
+        "train_fine_tuned_share": trained.fine_tuned_share,
+        **val_fields(tested, seen_in_training=settings.train_split == "trainval"),
+    }
+
+
+def val_fields(tested: EpochResult | None, seen_in_training: bool) -> dict:
+    """The val part of a record; None where the epoch was not evaluated."""
+    return {
+        "val_loss": tested and tested.loss,
+        "val_accuracy": tested and tested.accuracy,
+        "val_fine_tuned_share": tested and tested.fine_tuned_share,
+        "val_seen_in_training": seen_in_training,
+    }
+
+
+def summary(record: Mapping) -> str:
+    """A record in one readable line."""
+    parts = [f"loss {record['train_loss']:.3f}", f"train {record['train_accuracy']:.1f} %"]
+    if record["val_accuracy"] is not None:
+        seen = " (seen in training)" if record["val_seen_in_training"] else ""
+        parts.append(f"val {record['val_accuracy']:.1f} %{seen}")
+    shares = record["val_fine_tuned_share"] or record["train_fine_tuned_share"]
+    if shares:
+        parts.append(f"fine-tuned {100 * sum(shares) / len(shares):.0f} %")
+    parts.append(f"{record['images_per_second']:,.0f} images/s")
+    return "  ".join(parts)
+
+
+def write_records(folder: Path, history: Sequence[Mapping]) -> None:
+    """records.jsonl, whole, from the checkpoint's history: no epoch stands there twice."""
+    lines = [json.dumps(record) + "\n" for record in history]
+    write_whole(folder / "records.jsonl", "".join(lines).encode())
+
+
+def write_surroundings(
+    folder: Path, task: str, kind: str, settings: Settings, compute: Compute
+) -> None:
+    """arguments.json and environment.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = {"task": task, "kind": kind, **settings.as_plain()}
+    for name, content in (("arguments", arguments), ("environment", environment(compute))):
+        write_whole(folder / f"{name}.json", (json.dumps(content, indent=2) + "\n").encode())
+
+
+def environment(compute: Compute) -> dict[str, object]:
+    """What else a result depends on; bits are equal only for equal thread counts."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "device": str(compute.device),
+        "device_name": _device_name(compute.device),
+        "precision": compute.precision,
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of this code, with "-dirty" if files differ from it; None outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,49 @@
+"""Everything that a task's result depends on, besides its images and its source weights."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one task. Two runs with equal ones give the same result."""
+
+    epochs: int
+    milestones: tuple[int, ...]  # epochs at which both learning rates drop tenfold
+    lr: float  # of the network
+    lr_agent: float  # of the policy network
+    weight_decay: float  # of the network
+    batch_size: int
+    resize: int  # shorter side of the images
+    crop: int  # side of random crops
+    width: int  # channels of the stem
+    seed: int
+    train_split: str  # "trainval" or "train"
+    policy: str  # at test time: "argmax" or "sample"
+    precision: str  # "fp32" or "bf16"
+    source_sha256: str  # of the pretrained weights; "" where there are none
+
+    def as_plain(self) -> dict:
+        """Only types that JSON and a checkpoint may hold."""
+        return {**asdict(self), "milestones": list(self.milestones)}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, object]) -> "Settings":
+        """Raises TypeError unless `plain` has exactly the fields, each of its type."""
+        settings = cls(**{**plain, "milestones": tuple(plain.get("milestones", ()))})
+        for field in fields(cls):
+            expected = tuple if field.name == "milestones" else field.type
+            if type(getattr(settings, field.name)) is not expected:
+                raise TypeError(f"{field.name} is not of type {expected.__name__}")
+        return settings
+
+    def difference(self, other: "Settings") -> tuple[str, object, object] | None:
+        """Name and both values of the first setting that keeps `other` from going on as `self`.
+
+        More epochs go on from the last one, and the test policy does not touch the weights.
+        """
+        for field in fields(self):
+            ours, theirs = getattr(self, field.name), getattr(other, field.name)
+            if field.name not in ("epochs", "policy") and ours != theirs:
+                return field.name, ours, theirs
+        return None
