@@ -1,0 +1,227 @@
+"""A careless user: every mistake gets one line, a non-zero status, and loses nothing."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY, SMALL, run_script
+
+import main
+import submit_val
+from checkpoints import Checkpoint
+from errors import SpotTuneError
+
+
+@pytest.fixture
+def own_data(decathlon_root, tmp_path):
+    """A private copy of two tasks' data, to be damaged."""
+    root = tmp_path / "decathlon-1.0"
+    for part in ("annotations", "data/svhn", "data/imagenet12"):
+        shutil.copytree(decathlon_root / part, root / part)
+    return root
+
+
+@pytest.fixture
+def source(trained):
+    return trained.ckpdir / "imagenet12/checkpoint.pt"
+
+
+def arguments(root, ckpdir, *more):
+    return ["--datadir", str(root), "--ckpdir", str(ckpdir), *SMALL, "--nb_epochs", "1", *more]
+
+
+def refusal(*argv, script=main):
+    """The message of the one line that a user would read."""
+    with pytest.raises(SpotTuneError) as caught:
+        script.main([str(argument) for argument in argv])
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_wrong_path_names_both_ways_on(tmp_path):
+    line = refusal("--datadir", tmp_path / "nowhere")
+    assert "nowhere: no such folder" in line
+    assert "./download_data.sh ./data/" in line
+    assert "make demo" in line
+
+
+def test_an_unknown_task_is_refused_with_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main.main(["--tasks", "mnist"])
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'mnist'" in line
+    assert "vgg-flowers" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--resize", "70"], "--resize 70: expected a multiple of 8"),
+        (["--crop", "60"], "--crop 60: expected a multiple of 8"),
+        (["--resize", "32", "--crop", "40"], "--crop 40: larger"),
+        (["--device", "cuda:9"], "--device cuda:9: not available here"),
+        (["--device", "quantum"], "--device quantum: not available here"),
+        (["--mean_std", "nowhere.pickle"], "nowhere.pickle"),
+        (["--pretrained", "nowhere.t7"], "nowhere.t7: no such file"),
+    ],
+)
+def test_a_wrong_setting_is_named(flags, words, decathlon_root, tmp_path):
+    assert words in refusal("--datadir", decathlon_root, "--ckpdir", tmp_path, *flags)
+
+
+@pytest.mark.parametrize("flags", [["--lr", "nan"], ["--nb_epochs", "0"], ["--batch_size", "-1"]])
+def test_numbers_that_make_no_sense_are_refused(flags, capsys):
+    with pytest.raises(SystemExit):
+        main.main(flags)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_targets_without_source_weights_are_refused(own_data, tmp_path):
+    line = refusal(*arguments(own_data, tmp_path / "new", "--tasks", "svhn"))
+    assert "no source weights" in line
+    assert "--pretrained" in line
+
+
+def test_a_missing_annotation_file_is_named(own_data, tmp_path, source):
+    (own_data / "annotations/svhn_train.json").unlink()
+    more = ["--tasks", "svhn", "--pretrained", source]
+    assert "svhn_train.json" in refusal(*arguments(own_data, tmp_path / "new", *more))
+
+
+def test_a_task_without_images_is_named_before_any_training(own_data, tmp_path, source):
+    more = ["--tasks", "svhn", "dtd", "--pretrained", source]
+    line = refusal(*arguments(own_data, tmp_path / "new", *more))
+    assert line.startswith("dtd: expected images in ")
+    assert not (tmp_path / "new/svhn").exists()
+
+
+def test_val_without_labels_is_refused(own_data, tmp_path, source):
+    path = own_data / "annotations/svhn_val.json"
+    content = json.loads(path.read_text())
+    del content["annotations"]
+    path.write_text(json.dumps(content))
+    more = ["--tasks", "svhn", "--pretrained", source]
+    assert "have no label" in refusal(*arguments(own_data, tmp_path / "new", *more))
+
+
+def test_weights_of_another_width_are_refused(trained, tmp_path, source):
+    more = ["--tasks", "svhn", "--pretrained", source, "--width", "8"]
+    line = refusal(*arguments(trained.root, tmp_path, *more))
+    assert "width 4; expected width 8" in line
+
+
+def test_weights_of_another_class_count_are_refused_for_imagenet12(own_data, tmp_path, source):
+    path = own_data / "annotations/imagenet12_val.json"
+    content = json.loads(path.read_text())
+    content["categories"].append({"id": 60_000_099, "name": "x", "supercategory": "imagenet12"})
+    path.write_text(json.dumps(content))
+    more = ["--tasks", "imagenet12", "--pretrained", source]
+    line = refusal(*arguments(own_data, tmp_path / "new", *more))
+    assert "knows 4 categories" in line
+    assert "list 5" in line
+
+
+def test_a_target_networks_checkpoint_is_no_source(trained, tmp_path):
+    target = trained.ckpdir / "svhn/checkpoint.pt"
+    line = refusal(*arguments(trained.root, tmp_path, "--pretrained", target, "--tasks", "dtd"))
+    assert "holds the spottune network of svhn; expected a source" in line
+
+
+def broken_checkpoints(good: bytes):
+    class Hostile:
+        def __reduce__(self):
+            return os.system, ("touch executed",)
+
+    foreign, empty = {"epoch": 3}, {"format": "spottune-decathlon-1"}
+    return {
+        "cut short": good[: len(good) // 2],
+        "empty": b"",
+        "text": b"not a checkpoint\n",
+        "foreign": foreign,
+        "without content": empty,
+        "hostile": {"format": "spottune-decathlon-1", "weights": Hostile()},
+    }
+
+
+@pytest.mark.parametrize("kind", broken_checkpoints(b""))
+def test_a_broken_checkpoint_is_refused_and_kept(kind, trained, tmp_path, source, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "checkpoints/svhn"
+    folder.mkdir(parents=True)
+    content = broken_checkpoints((trained.ckpdir / "svhn/checkpoint.pt").read_bytes())[kind]
+    if isinstance(content, dict):
+        torch.save(content, folder / "checkpoint.pt")
+    else:
+        (folder / "checkpoint.pt").write_bytes(content)
+    before = (folder / "checkpoint.pt").read_bytes()
+    more = ["--tasks", "svhn", "--pretrained", source]
+    line = refusal(*arguments(trained.root, tmp_path / "checkpoints", *more))
+    assert str(folder / "checkpoint.pt") in line
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_checkpoint_whose_weights_do_not_fit_is_refused(trained, tmp_path, source):
+    path = tmp_path / "svhn/checkpoint.pt"
+    path.parent.mkdir()
+    good = vars(Checkpoint.load(trained.ckpdir / "svhn/checkpoint.pt"))
+    weights = dict(good["weights"])
+    weights.pop("net.stem.conv.weight")
+    Checkpoint(**{**good, "weights": weights}).save(path)
+    more = [*trained.arguments, "--ckpdir", str(tmp_path), "--pretrained", str(source)]
+    assert "do not fit" in refusal(*more, "--tasks", "svhn")
+
+
+def test_a_folder_that_is_a_file_is_named_before_any_work(own_data, tmp_path):
+    (tmp_path / "file").touch()
+    done = run_script("main.py", *arguments(own_data, tmp_path / "file"))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'file'}: ")
+    assert not (own_data / "packed").exists()
+
+
+def test_no_room_for_a_file_is_said_in_one_line_and_leaves_nothing_half_written(
+    own_data, tmp_path, source
+):
+    """A file-size limit stands in for a full disk: both fail in the middle of a write."""
+    ckpdir = tmp_path / "checkpoints"
+    command = [sys.executable, str(REPOSITORY / "main.py"), *arguments(own_data, ckpdir)]
+    command += ["--tasks", "svhn", "--pretrained", str(source)]
+    limit = 100_000  # bytes: the packed images fit, the checkpoint does not
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limited)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "checkpoint.pt: " in line
+    assert [path for path in ckpdir.rglob("*") if ".tmp" in path.name] == []
+
+
+def test_submitting_without_checkpoints_writes_nothing(trained, tmp_path):
+    out = tmp_path / "results.json"
+    line = refusal("--datadir", trained.root, "--ckpdir", tmp_path, "--out", out, script=submit_val)
+    assert "no task could be predicted" in line
+    assert not out.exists()
+
+
+def test_networks_of_other_classes_do_not_answer(trained, own_data, tmp_path):
+    path = own_data / "annotations/svhn_val.json"
+    content = json.loads(path.read_text())
+    content["categories"].append({"id": 80_000_099, "name": "x", "supercategory": "svhn"})
+    path.write_text(json.dumps(content))
+    out = tmp_path / "results.json"
+    out.write_text("old")
+    flags = ["--datadir", own_data, "--ckpdir", trained.ckpdir, "--out", out]
+    line = refusal(*flags, "--tasks", "svhn", script=submit_val)
+    assert "knows 2 categories" in line
+    assert out.read_text() == "old"
