@@ -13,9 +13,10 @@
 # that holds the archive's sha256. That file is how a later run knows that nothing is left to do.
 # The same file in decathlon-1.0/data/ names all tasks of the data archive; it is written last.
 #
-# Runs under Linux and macOS, whose bash is 3.2.
+# Written for Linux and for macOS, whose bash is 3.2: no associative arrays, no ${name,,}.
 
 set -euo pipefail
+trap '' XFSZ # a file beyond `ulimit -f` is then an error in writing like a full disk, not a death
 
 usage() {
   cat <<'USAGE'
@@ -147,7 +148,7 @@ attempt() {
       7) reason='no connection to the server' ;;
       18 | 52 | 56) reason='the connection broke off' ;;
       22) reason="the server answered $code" ;;
-      23 | 153) cannot_write "$part" ;; # 153: the size limit of ulimit -f
+      23) cannot_write "$part" ;;
       28) reason='the server fell silent' ;;
       35 | 51 | 60 | 77) reason='no secure connection could be made (certificates, clock?)' ;;
       33) # It does not serve ranges.
@@ -166,7 +167,7 @@ attempt() {
     wget "$@" "$url" || status=$?
     case $status in
       0) return 0 ;;
-      3 | 153) cannot_write "$part" ;;
+      3) cannot_write "$part" ;;
       4) reason='no connection, or it broke off' ;;
       8) reason='the server answered with an error, such as 404' ;;
       *) # Old ones refuse to go on without ranges; they say no more than this.

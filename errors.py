@@ -1,6 +1,7 @@
 """A user's mistake, told in one line: what was found, what was expected, what to do."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
@@ -15,7 +16,10 @@ REMEDIES = {
     errno.ENOTDIR: "a folder was expected and a file found; check the path",
     errno.EISDIR: "a file was expected and a folder found; check the path",
     errno.EEXIST: "a file stands where a folder was to be made; check the path",
+    errno.ENAMETOOLONG: "that name is longer than the file system allows; choose a shorter one",
 }
+READER_GONE = 141  # the status of a program that SIGPIPE ends: 128 + 13
+STOPPED = 130  # the shell's convention for Ctrl-C
 
 
 class SpotTuneError(Exception):
@@ -23,9 +27,17 @@ class SpotTuneError(Exception):
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a user's mistake or a full disk ends it in one line and status 1."""
+    """Run a script's `main`; a user's mistake or a full disk ends it in one line and status 1.
+
+    Any other exception is a bug and shows its traceback.
+    """
     try:
         main()
+        print(end="", flush=True)  # Python would flush at exit, too late to tell a fault kindly
+    except BrokenPipeError:  # `score.py | head`: no mistake, only nobody left to tell
+        sys.exit(READER_GONE)
+    except KeyboardInterrupt:
+        sys.exit(STOPPED)
     except SpotTuneError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
@@ -33,3 +45,13 @@ def run_script(main: Callable[[], None]) -> None:
             raise
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {where}{REMEDIES[error.errno]}")
+    finally:
+        drop_what_cannot_be_printed()
+
+
+def drop_what_cannot_be_printed() -> None:
+    """Python tries to print what is left once more at exit, and would complain of it then."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -167,12 +167,10 @@ def check_tasks(tasks: Sequence[DecathlonTask], place: Workplace, pretrained: Pa
 def report(histories: dict[str, list[dict]], ckpdir: Path) -> None:
     """Print one table over the tasks, and draw which blocks each fine-tunes."""
     last = {task: history[-1] for task, history in histories.items()}
-    say(table(last))
-    shares = {
-        task: record["val_fine_tuned_share"]
-        for task, record in last.items()
-        if record["val_fine_tuned_share"]
-    }
+    if last:
+        say(table(last))
+    shares = {task: record["val_fine_tuned_share"] for task, record in last.items()}
+    shares = {task: share for task, share in shares.items() if share}
     if shares:
         picture = ckpdir / "fine_tuned_share.png"
         draw_fine_tuned_share(shares, picture)
@@ -180,21 +178,27 @@ def report(histories: dict[str, list[dict]], ckpdir: Path) -> None:
 
 
 def table(last: dict[str, dict]) -> str:
-    """The last record of every task as lines of text."""
-    lines = [f"\n{'task':14}{'epochs':>8}{'train %':>9}{'val %':>8}{'fine-tuned %':>14}"]
+    """The last record of every task, and the mean over them, as lines of text."""
+    lines = [f"\n{'task':14}{'epochs':>8}{'train %':>9}{'val %':>9}{'fine-tuned %':>14}"]
     for task, record in last.items():
         shares = record["val_fine_tuned_share"]
-        fine_tuned = f"{100 * sum(shares) / len(shares):14.1f}" if shares else f"{'-':>14}"
-        trained = record.get("train_accuracy")
-        train = f"{'-':>9}" if trained is None else f"{trained:9.2f}"
+        fine_tuned = 100 * sum(shares) / len(shares) if shares else None
         lines.append(
-            f"{task:14}{record['epoch']:8}{train}{record['val_accuracy']:8.2f}{fine_tuned}"
+            f"{task:14}{record['epoch']:8}{figure(record.get('train_accuracy'), 9, 2)}"
+            f"{figure(record['val_accuracy'], 9, 2)}{figure(fine_tuned, 14, 1)}"
         )
-    mean = sum(record["val_accuracy"] for record in last.values()) / len(last)
-    lines.append(f"{'mean':14}{'':17}{mean:8.2f}")
+    tested = [record["val_accuracy"] for record in last.values()]
+    tested = [accuracy for accuracy in tested if accuracy is not None]
+    if tested:
+        lines.append(f"{'mean':14}{'':17}{figure(sum(tested) / len(tested), 9, 2)}")
     if any(record["val_seen_in_training"] for record in last.values()):
         lines.append("trained on train and val: the val column is on images seen in training")
     return "\n".join(lines)
+
+
+def figure(value: float | None, width: int, digits: int) -> str:
+    """A number, or a dash where there is none, at the right of a column."""
+    return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -73,9 +73,11 @@ def pair_up(entries: object) -> dict[str, tuple[Rgb, Rgb]]:
     if type(entries) is not dict or not entries or any(type(key) is not str for key in entries):
         raise RefusedError("something else than a dict of tasks")
     tasks = [key.removesuffix("mean") for key in entries if key.endswith("mean")]
-    unpaired = entries.keys() ^ {task + kind for task in tasks for kind in ("mean", "std")}
-    if unpaired:
-        raise RefusedError(f"{min(unpaired)!r:.80} without its counterpart")
+    both = {task + kind for task in tasks for kind in ("mean", "std")}
+    if both - entries.keys():
+        raise RefusedError(f"no entry {min(both - entries.keys())!r:.80}")
+    if entries.keys() - both:
+        raise RefusedError(f"an entry that belongs to no mean: {min(entries.keys() - both)!r:.80}")
     return {
         task: (checked_mean(entries, task + "mean"), checked_std(entries, task + "std"))
         for task in tasks
@@ -86,7 +88,7 @@ def checked_mean(entries: Mapping[str, object], key: str) -> Rgb:
     """The three numbers under `key`, each from 0 to 1."""
     mean = three_numbers(entries[key], key)
     if not all(0 <= value <= 1 for value in mean):
-        raise RefusedError(f"{key!r:.80} = {mean}, not within 0 to 1,")
+        raise RefusedError(f"{key!r:.80} = {mean}, not within 0 to 1")
     return mean
 
 
@@ -94,7 +96,7 @@ def checked_std(entries: Mapping[str, object], key: str) -> Rgb:
     """The three numbers under `key`, each above 0."""
     std = three_numbers(entries[key], key)
     if not all(value > 0 for value in std):
-        raise RefusedError(f"{key!r:.80} = {std}, not above 0,")
+        raise RefusedError(f"{key!r:.80} = {std}, not above 0")
     return std
 
 

@@ -26,6 +26,19 @@ from runs import Run, evaluate, fit
 from settings import Settings
 from training import TaskData
 
+# What weights from a file do not depend on; the rest (width, resize, their hash) must agree.
+NOT_TRAINED_HERE = {
+    "epochs": 0,
+    "milestones": (),
+    "lr": 0.0,
+    "lr_agent": 0.0,
+    "weight_decay": 0.0,
+    "batch_size": 128,  # of the evaluation
+    "crop": 0,
+    "seed": 0,
+    "train_split": "",
+    "precision": "",
+}
 TRAIN_SPLITS = {"trainval": ("train", "val"), "train": ("train",)}
 
 
@@ -64,15 +77,18 @@ def source_weights(
     `wanted`: imagenet12 is one of the tasks, so it is trained or evaluated too.
     """
     checkpoint = place.checkpoint(SOURCE)
-    if pretrained is not None:
+    if pretrained is not None and pretrained.resolve() != checkpoint.resolve():
         weights = SourceWeights.read(pretrained, settings.width)
         history = adopt_source(place, settings, weights, wanted)
     elif wanted and not was_adopted(checkpoint):
         history = train_source(place, settings)
         weights = SourceWeights.read(checkpoint, settings.width)
     else:
-        history = Checkpoint.load(checkpoint).history
+        found = Checkpoint.load(checkpoint)
+        history = found.history
         weights = SourceWeights.read(checkpoint, settings.width)
+        if len(history) < found.settings.epochs:
+            say(f"{checkpoint}: only {len(history)} of {found.settings.epochs} epochs were trained")
     return weights, {SOURCE.name: history} if wanted and history else {}
 
 
@@ -89,7 +105,7 @@ def adopt_source(
     They are evaluated on val once, if that is wanted and the images are there.
     """
     categories = [SOURCE.first_category_id + label for label in range(weights.num_classes)]
-    settings = replace(settings, epochs=0, source_sha256=weights.sha256)
+    settings = replace(settings, **NOT_TRAINED_HERE, source_sha256=weights.sha256)
     run = Run(place.ckpdir / SOURCE.name, SOURCE.name, "source", categories, settings)
     found = run.found()
     history = found.history if found else []

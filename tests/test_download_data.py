@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -189,7 +188,7 @@ class User:
     def __init__(self, folder, archives, server):
         self.archives, self.server = archives, server
         self.script = SCRIPT
-        self.largest_file = None
+        self.largest_file = "unlimited"  # in KiB; to large files this is what a full disk is
         self.data = folder / "my data"  # a space, as folders may have
         self.root = self.data / "decathlon-1.0"
         self.tools = folder / "tools"
@@ -207,16 +206,12 @@ class User:
             "DECATHLON_SHA256SUMS": str(archives.write_sums(folder / "SHA256SUMS")),
         }
 
-    def limit_file_size(self):
-        """What a disk with little room does to large files, a limit does without a disk."""
-        if self.largest_file is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self.largest_file, self.largest_file))
-
     def start(self, *arguments):
         return subprocess.Popen(
-            [self.script, *(arguments or [f"{self.data}/"])],
+            ["bash", "-c", f'ulimit -S -f {self.largest_file} && exec "$0" "$@"',
+             self.script, *(arguments or [f"{self.data}/"])],
             env=self.environment, cwd=self.data.parent, start_new_session=True,
-            preexec_fn=self.limit_file_size, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def run(self, *arguments):
@@ -385,7 +380,7 @@ def test_a_file_that_the_server_does_not_have_is_asked_for_once(user):
 
 
 def test_a_file_that_finds_no_room_is_one_line_that_names_it(fetching_user):
-    fetching_user.largest_file = 20_000
+    fetching_user.largest_file = 20
     assert f"{IMAGES}.part could not be written; free some space" in fetching_user.fails()
 
 
@@ -393,7 +388,7 @@ def test_an_image_that_finds_no_room_is_one_line_and_leaves_nothing_half_unpacke
     (user.data / "downloads").mkdir(parents=True)
     for name in (DEVKIT, IMAGES):
         (user.data / "downloads" / name).write_bytes(user.archives.files[name])
-    user.largest_file = 2_000
+    user.largest_file = 2
     assert "free some space" in user.fails()
     assert list((user.root / "data").iterdir()) == []
 

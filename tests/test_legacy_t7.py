@@ -502,6 +502,7 @@ def test_the_attacks_on_python_s_own_reader_are_real(case, write):
         ("two storages of one key", "two different storages"),
         ("a size that is true", "no integer"),
         ("no keys", "a list of storages that differs"),
+        ("another key", "a list of storages that differs"),
         ("a module within itself", "the name 'again.again"),
         ("5,000 empty parameters in each of 1,000 places", "more than 10,000 parts"),
         ("2^60 modules", "more than 10,000 parts"),

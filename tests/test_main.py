@@ -120,6 +120,26 @@ def test_a_finished_run_started_again_changes_nothing(trained):
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+def test_weights_from_a_file_serve_tasks_with_other_settings(trained, tmp_path):
+    again(trained, tmp_path, "svhn", "--nb_epochs", "1")
+    again(trained, tmp_path, "dtd", "--nb_epochs", "1", "--lr", "0.2", "--crop", "8")
+    assert records(tmp_path, "dtd")[0]["lr"] == 0.2
+
+
+def test_the_runs_own_source_checkpoint_may_be_named_as_pretrained(trained):
+    before = (trained.ckpdir / SOURCE.name / "checkpoint.pt").read_bytes()
+    again(trained, trained.ckpdir, "svhn")
+    assert (trained.ckpdir / SOURCE.name / "checkpoint.pt").read_bytes() == before
+
+
+def test_weights_from_a_file_are_evaluated_once_where_imagenet12_is_a_task(trained, tmp_path):
+    again(trained, tmp_path, SOURCE.name)
+    (record,) = records(tmp_path, SOURCE.name)
+    expected = records(trained.ckpdir, SOURCE.name)[-1]
+    assert record["epoch"] == 0
+    assert record["val_accuracy"] == expected["val_accuracy"]
+
+
 def test_other_settings_do_not_go_on_from_a_checkpoint(trained):
     before = (trained.ckpdir / "svhn/checkpoint.pt").read_bytes()
     with pytest.raises(SpotTuneError, match="lr 0.1, but this run asks for 0.2"):

@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 import make_sample_data
 from decathlon import TASK_BY_NAME, TASKS
 from errors import SpotTuneError
+from sample_worlds import MOST_CLASSES, WORLDS, draw_image
 
 SMALL = ("--classes", "3", "--images_per_class", "4", "--side", "16")
 ALL_TASKS = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
@@ -138,7 +139,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(sample, tmp_
 
 @pytest.fixture
 def only_svhn(monkeypatch):
-    monkeypatch.setattr(make_sample_data, "WORLDS", {"svhn": make_sample_data.WORLDS["svhn"]})
+    monkeypatch.setattr(make_sample_data, "WORLDS", {"svhn": WORLDS["svhn"]})
 
 
 def test_a_second_run_with_the_same_settings_touches_nothing(only_svhn, tmp_path, capsys):
@@ -147,6 +148,18 @@ def test_a_second_run_with_the_same_settings_touches_nothing(only_svhn, tmp_path
     make_sample_data.main([str(tmp_path), *SMALL])
     assert (tmp_path / "decathlon-1.0").stat().st_ino == before
     assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["make_sample_data.py", "sample_worlds.py"])
+def test_a_change_in_either_script_replaces_the_sample(only_svhn, tmp_path, monkeypatch, name):
+    scripts = {path.name: path for path in make_sample_data.SCRIPTS}
+    make_sample_data.main([str(tmp_path / "out"), *SMALL])
+    before = (tmp_path / "out" / "decathlon-1.0" / "MADE_UP").read_text()
+    changed = tmp_path / name
+    changed.write_text(scripts[name].read_text() + "# changed\n")
+    monkeypatch.setattr(make_sample_data, "SCRIPTS", (scripts | {name: changed}).values())
+    make_sample_data.main([str(tmp_path / "out"), *SMALL])
+    assert (tmp_path / "out" / "decathlon-1.0" / "MADE_UP").read_text() != before
 
 
 def test_other_settings_replace_the_whole_sample(only_svhn, tmp_path):
@@ -207,15 +220,14 @@ def test_settings_out_of_range_are_named_before_anything_is_written(tmp_path, wr
 
 @ALL_TASKS
 def test_each_task_can_draw_as_many_classes_as_the_script_offers(task):
-    settings = make_sample_data.Settings(make_sample_data.MOST_CLASSES, 1, 16, 0)
+    settings = make_sample_data.Settings(MOST_CLASSES, 1, 16, 0)
     kinds = make_sample_data.split_kinds(task, "train", settings)
-    world = make_sample_data.WORLDS[task.name]
     drawn = [
-        make_sample_data.draw_image(world, kind, 16, np.random.default_rng(0))
+        draw_image(WORLDS[task.name], kind, 16, np.random.default_rng(0))
         for kind in sorted(set(kinds))
     ]
     assert len({image.tobytes() for image in drawn}) == len(drawn) == settings.num_classes(task)
 
 
 def test_all_ten_tasks_are_drawn():
-    assert set(make_sample_data.WORLDS) == set(TASK_BY_NAME)
+    assert set(WORLDS) == set(TASK_BY_NAME)

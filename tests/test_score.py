@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import score
+import submissions
 from decathlon import PUBLISHED, TASK_BY_NAME, TASKS
 from errors import SpotTuneError
 
@@ -262,7 +263,7 @@ def test_a_broken_or_bloated_zip_is_refused(folder, tmp_path, monkeypatch):
         score.main([str(results), "--annotations", str(folder)])
     with zipfile.ZipFile(results, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("results.json", " " * 5000)
-    monkeypatch.setattr(score, "MAX_BYTES", 4999)
+    monkeypatch.setattr(submissions, "MAX_BYTES", 4999)
     with pytest.raises(SpotTuneError, match="results.json: 5,000 bytes"):
         score.main([str(results), "--annotations", str(folder)])
 
@@ -300,7 +301,7 @@ def test_the_command_ends_in_one_line_and_status_1_on_a_mistake(folder, tmp_path
 def real_labels():
     if not REAL_LABELS.is_file():
         pytest.skip("the official test labels (labels_test.zip) are not at hand")
-    return score.read_labels(REAL_LABELS, "test")
+    return submissions.read_labels(REAL_LABELS, "test")
 
 
 def test_the_real_test_labels_have_the_official_counts(real_labels):
