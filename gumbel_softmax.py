@@ -36,6 +36,13 @@ def sample_decisions(
     return (hard_NL - soft_NL).detach() + soft_NL
 
 
+def hard_decisions(logits_NL2: Tensor, noise_NL2: Tensor | None) -> Tensor:
+    """Test-time decisions, exactly 0.0 or 1.0: drawn with noise, the likelier ones without."""
+    if noise_NL2 is None:
+        return likelier_decisions(logits_NL2)
+    return likelier_decisions(logits_NL2 + noise_NL2)
+
+
 def likelier_decisions(logits_NL2: Tensor) -> Tensor:
     """The decision with the larger logit, N x L of exact 0.0 and 1.0; a tie keeps the block."""
     return (logits_NL2[..., 1] > logits_NL2[..., 0]).float()

@@ -154,18 +154,18 @@ def predict(
 
     The released code always draws, unseeded, so that its predictions change from run to run.
     """
-    method.eval()
+    evaluator = method.eval().evaluator()
     noise = noise_for(method, len(data.images), "test", *seed) if policy == "sample" else None
     labels, losses, decisions = [], [], []
     order = evaluation_order(data.images, data.view)
     for batch, images, true_labels in data.on_device(order, batch_size, compute.device, label):
         noise_NL2 = None if noise is None else noise[batch.positions].to(compute.device)
         with compute.autocast():
-            scores_NK, decisions_NL = method(images, noise_NL2)
+            scores_NK, decisions_NL = evaluator(images, noise_NL2)
         labels.append(scores_NK.argmax(dim=1))
         losses.append(_losses(scores_NK.float(), true_labels))
         if decisions_NL is not None:
-            decisions.append(decisions_NL.round().bool())
+            decisions.append(decisions_NL.bool())
     no_decisions = np.zeros((len(data.images), 0), dtype=bool)
     return Predictions(
         labels=torch.cat(labels).cpu().numpy(),

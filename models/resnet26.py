@@ -35,6 +35,8 @@ class BasicBlock(nn.Module):
     filled with zeros.
     """
 
+    CONV_BN = (("conv1", "bn1"), ("conv2", "bn2"))
+
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
         self.conv1 = conv3x3(channels_in, channels_out, stride)
@@ -61,6 +63,8 @@ class BasicBlock(nn.Module):
 
 class Stem(nn.Module):
     """3x3 convolution and BN; the first block's convolution sees signed values (no ReLU)."""
+
+    CONV_BN = (("conv", "bn"),)
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -259,4 +259,4 @@ def test_without_noise_or_in_evaluation_decisions_are_exactly_0_or_1():
     images = torch.randn(4, 3, 16, 16)
     noise = gumbel_noise((4, 12, 2), torch.Generator().manual_seed(0))
     for draw in (None, noise):
-        assert set(method.decide(images, draw).unique().tolist()) <= {0.0, 1.0}
+        assert set(method(images, draw)[1].unique().tolist()) <= {0.0, 1.0}
