@@ -1,6 +1,7 @@
 """Where to compute and how precisely, chosen once and said aloud."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ class Compute:
 
     device: torch.device
     precision: str
+    compiled: bool = False  # training steps through torch.compile with CUDA graphs
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """bf16 where it was chosen, else nothing."""
@@ -26,8 +28,14 @@ class Compute:
             self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
         )
 
+    def compile(self, function: Callable) -> Callable:
+        """`function` compiled for one batch shape, where that was chosen, else as it is."""
+        if not self.compiled:
+            return function
+        return torch.compile(function, mode="reduce-overhead", dynamic=False)
 
-def choose_compute(device_name: str, precision: str) -> Compute:
+
+def choose_compute(device_name: str, precision: str, compiled: bool = False) -> Compute:
     """`device_name` "auto" takes a GPU if there is one; `precision` "auto" bf16 where it is fast.
 
     Raises SpotTuneError if the device is not there.
@@ -47,7 +55,10 @@ def choose_compute(device_name: str, precision: str) -> Compute:
         ) from error
     if precision == "auto":
         precision = "bf16" if _has_fast_bf16(device) else "fp32"
-    return Compute(device, precision)
+    if device.type == "cuda":  # one seed, one result: no algorithm is chosen by a stopwatch
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+    return Compute(device, precision, compiled)
 
 
 def _has_fast_bf16(device: torch.device) -> bool:

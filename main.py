@@ -88,6 +88,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="channels of the stem of network and policy network",
     )
     add(
+        "--compile",
+        action="store_true",
+        help="train through torch.compile with CUDA graphs; for GPUs, pays from some minutes on",
+    )
+    add(
         "--eval_every",
         type=positive_int,
         default=1,
@@ -104,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folders=data_folders(args.datadir, args.imdbdir, args.cachedir),
         ckpdir=args.ckpdir,
         mean_std=read_mean_std(args.mean_std),
-        compute=choose_compute(args.device, args.precision),
+        compute=choose_compute(args.device, args.precision, args.compile),
         eval_every=args.eval_every,
     )
     settings = Settings(

@@ -25,6 +25,7 @@ from models.spottune import SpotTuneNet
 
 MOMENTUM = 0.9
 POLICY_WEIGHT_DECAY = 1e-3
+FUSED_DEVICES = ("cpu", "cuda")  # where one kernel can update all tensors
 
 
 @dataclass(frozen=True)
@@ -108,4 +109,7 @@ def build_method(kind: str, num_classes: int, width: int) -> nn.Module:
 def _sgd(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.SGD:
     """SGD over everything in `module` that trains: BN included, kept convolutions not."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return torch.optim.SGD(trained, lr=lr, momentum=MOMENTUM, weight_decay=weight_decay)
+    fused = all(parameter.device.type in FUSED_DEVICES for parameter in trained)
+    return torch.optim.SGD(
+        trained, lr=lr, momentum=MOMENTUM, weight_decay=weight_decay, fused=fused
+    )

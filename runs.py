@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from checkpoints import CHECKPOINT, Checkpoint
@@ -20,7 +19,7 @@ from plots import draw_curves
 from progress import say
 from records import epoch_record, summary, write_records, write_surroundings
 from settings import Settings
-from training import EpochResult, TaskData, lr_multiplier, predict, summarise, train_epoch
+from training import EpochResult, TaskData, Trainer, lr_multiplier, predict, summarise, train_epoch
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,9 @@ def fit(
 ) -> list[dict]:
     """Train `method` to the run's last epoch; returns the history, one record an epoch."""
     settings = run.settings
-    method.to(compute.device, memory_format=torch.channels_last)
-    optimizers = method.optimizers(Rates(settings.lr, settings.lr_agent, settings.weight_decay))
+    rates = Rates(settings.lr, settings.lr_agent, settings.weight_decay)
+    trainer = Trainer(method, rates, compute, settings.batch_size)
+    optimizers = trainer.optimizers
     history = _restore(run, method, optimizers)
     write_surroundings(run.folder, run.task, run.kind, settings, compute)
     for epoch in range(len(history), settings.epochs):
@@ -99,9 +99,7 @@ def fit(
         label = f"{run.task} epoch {epoch + 1}/{settings.epochs}"
         seed = (settings.seed, run.task, epoch)
         start = time.perf_counter()
-        trained = train_epoch(
-            method, optimizers, train_data, settings.batch_size, seed, compute, label
-        )
+        trained = train_epoch(trainer, train_data, seed, label)
         seconds = time.perf_counter() - start
         is_last = epoch + 1 == settings.epochs
         is_tested = is_last or (epoch + 1) % eval_every == 0

@@ -5,7 +5,7 @@ so that averages are taken over images and not over batches; they stay on the de
 epoch's end, so that no step waits for the device.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from devices import Compute
 from gumbel_softmax import gumbel_noise
 from imdbfolder_coco import Batch, EpochOrder, View, evaluation_order, normalise, training_order
+from methods import Rates
 from packed import PackedImages
 from progress import track
 from randomness import generator
@@ -38,16 +39,12 @@ class StepResult:
 def train_step(
     images: Tensor,
     labels: Tensor,
-    noise_NL2: Tensor | None,
-    method: nn.Module,
+    noise_NL2: Tensor,
+    forward: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]],
     optimizers: Sequence[torch.optim.Optimizer],
-    compute: Compute,
 ) -> StepResult:
-    """Update the method's networks on one batch; a single loss trains them all."""
-    with compute.autocast():
-        scores_NK, decisions_NL = method(images, noise_NL2)
-    scores_NK = scores_NK.float()
-    loss = F.cross_entropy(scores_NK, labels)
+    """Update a method's networks on one batch; a single loss trains them all."""
+    loss, scores_NK, decisions_NL = forward(images, labels, noise_NL2)
 
     for optimizer in optimizers:
         optimizer.zero_grad()
@@ -60,6 +57,35 @@ def train_step(
         correct=(scores_NK.argmax(dim=1) == labels).sum(),
         fine_tuned_L=_fine_tuned_images(decisions_NL, images.device),
     )
+
+
+class Trainer:
+    """A method on its device with its optimisers; `step` is one update.
+
+    With `compute.compiled`, full batches run through torch.compile with CUDA graphs. A last batch
+    of another size runs as it is: compiling again for it would take longer than it saves.
+    """
+
+    def __init__(self, method: nn.Module, rates: Rates, compute: Compute, batch_size: int) -> None:
+        self.method = method.to(compute.device, memory_format=torch.channels_last)
+        self.optimizers = method.optimizers(rates)
+        self.compute = compute
+        self.batch_size = batch_size
+        self.compiled_forward = compute.compile(self.forward)
+
+    def forward(
+        self, images: Tensor, labels: Tensor, noise_NL2: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Loss, scores N x K and decisions N x L of a batch."""
+        with self.compute.autocast():
+            scores_NK, decisions_NL = self.method(images, noise_NL2)
+        scores_NK = scores_NK.float()
+        return F.cross_entropy(scores_NK, labels), scores_NK, decisions_NL
+
+    def step(self, images: Tensor, labels: Tensor, noise_NL2: Tensor) -> StepResult:
+        is_full = len(labels) == self.batch_size
+        forward = self.compiled_forward if is_full else self.forward
+        return train_step(images, labels, noise_NL2, forward, self.optimizers)
 
 
 def _fine_tuned_images(decisions_NL: Tensor | None, device: torch.device) -> Tensor:
@@ -97,24 +123,18 @@ class TaskData:
 
 
 def train_epoch(
-    method: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    data: TaskData,
-    batch_size: int,
-    seed: tuple[int | str, ...],
-    compute: Compute,
-    label: str,
+    trainer: Trainer, data: TaskData, seed: tuple[int | str, ...], label: str
 ) -> EpochResult:
     """One pass over the shuffled images; the same `seed`, (seed, task, epoch), the same pass."""
-    method.train()
+    method, device = trainer.method.train(), trainer.compute.device
     order = training_order(data.images, data.view, *seed)
     noise = noise_for(method, len(data.images), *seed)
-    loss_sum = torch.zeros((), device=compute.device)
-    correct = torch.zeros((), device=compute.device, dtype=torch.int64)
-    fine_tuned_L = torch.zeros(method.num_blocks, device=compute.device)
-    for batch, images, labels in data.on_device(order, batch_size, compute.device, label):
-        noise_NL2 = noise[batch.positions].to(compute.device, non_blocking=True)
-        step = train_step(images, labels, noise_NL2, method, optimizers, compute)
+    loss_sum = torch.zeros((), device=device)
+    correct = torch.zeros((), device=device, dtype=torch.int64)
+    fine_tuned_L = torch.zeros(method.num_blocks, device=device)
+    for batch, images, labels in data.on_device(order, trainer.batch_size, device, label):
+        noise_NL2 = noise[batch.positions].to(device, non_blocking=True)
+        step = trainer.step(images, labels, noise_NL2)
         loss_sum += step.loss_sum
         correct += step.correct
         fine_tuned_L += step.fine_tuned_L

@@ -14,7 +14,7 @@ from methods import POLICY_WEIGHT_DECAY, Rates, SpotTune
 from models.pretrained import our_name
 from models.resnet26 import BasicBlock, ResNet, resnet26
 from models.spottune import BlockPair, SpotTuneNet
-from training import train_step
+from training import Trainer
 
 CPU = Compute(torch.device("cpu"), "fp32")
 
@@ -185,7 +185,7 @@ def test_losses_logits_gradients_and_steps_are_those_of_the_slow_form(height):
     method = SpotTune(resnet26(5, width=4), width=4).double().train()
     perturb_(method)
     reference = Reference(method)
-    optimizers = method.optimizers(Rates(network=0.1, policy=0.01, weight_decay=5e-4))
+    trainer = Trainer(method, Rates(network=0.1, policy=0.01, weight_decay=5e-4), CPU, 6)
     for seed in range(4):
         generator = torch.Generator().manual_seed(seed)
         images = torch.randn(6, 3, height, 16, generator=generator).double()
@@ -196,7 +196,7 @@ def test_losses_logits_gradients_and_steps_are_those_of_the_slow_form(height):
         ours = method(images, noise)[0]
         torch.testing.assert_close(ours.detach(), scores, rtol=1e-5, atol=1e-5)
         method.load_state_dict(state)
-        result = train_step(images, labels, noise, method, optimizers, CPU)
+        result = trainer.step(images, labels, noise)
         assert result.loss_sum.item() / 6 == pytest.approx(loss, rel=1e-5)
         check_gradients(method, of_net, of_policy)
     check_weights(method, reference)

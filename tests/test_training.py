@@ -12,7 +12,7 @@ from imdbfolder_coco import load_images, view_of
 from methods import PlainNetwork, Rates, SpotTune
 from models.resnet26 import resnet26
 from packed import DataFolders
-from training import TaskData, lr_multiplier, predict, summarise, train_epoch
+from training import TaskData, Trainer, lr_multiplier, predict, summarise, train_epoch
 
 CPU = Compute(torch.device("cpu"), "fp32")
 MEAN_STD = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -52,8 +52,8 @@ def method():
 
 
 def epoch(method, data, seed=(0, "svhn", 0), compute=CPU, batch_size=5):
-    optimizers = method.optimizers(Rates(0.1, 0.01, 5e-4))
-    return train_epoch(method, optimizers, data, batch_size, seed, compute, "svhn")
+    trainer = Trainer(method, Rates(0.1, 0.01, 5e-4), compute, batch_size)
+    return train_epoch(trainer, data, seed, "svhn")
 
 
 def test_an_epoch_is_a_function_of_its_seed(method, data):
@@ -69,8 +69,8 @@ def test_an_epoch_is_a_function_of_its_seed(method, data):
 
 def test_averages_are_taken_over_images_and_not_over_batches(method, data):
     """12 images in batches of 5, 5 and 2, learning rate 0: the loss is that of predictions."""
-    frozen = method.optimizers(Rates(0.0, 0.0, 0.0))
-    result = train_epoch(method, frozen, data, 12, (0, "svhn", 0), CPU, "svhn")
+    frozen = Trainer(method, Rates(0.0, 0.0, 0.0), CPU, batch_size=12)
+    result = train_epoch(frozen, data, (0, "svhn", 0), "svhn")
     net = PlainNetwork(resnet26(2, width=4))
     net.eval()
     uneven, even = (predict(net, data, size, "argmax", (0,), CPU, "svhn") for size in (5, 12))
@@ -84,8 +84,8 @@ def test_the_share_of_fine_tuned_decisions_is_counted_per_block(method, data):
     with torch.no_grad():
         head.weight.zero_()
         head.bias.copy_(torch.tensor([[50.0, 0.0], [0.0, 50.0]]).repeat(6, 1).flatten())
-    frozen = method.optimizers(Rates(0.0, 0.0, 0.0))
-    result = train_epoch(method, frozen, data, 5, (0, "svhn", 0), CPU, "svhn")
+    frozen = Trainer(method, Rates(0.0, 0.0, 0.0), CPU, batch_size=5)
+    result = train_epoch(frozen, data, (0, "svhn", 0), "svhn")
     assert result.fine_tuned_share == [0.0, 1.0] * 6
     predictions = predict(method, data, 5, "argmax", (0,), CPU, "svhn")
     assert summarise(predictions, data.images).fine_tuned_share == [0.0, 1.0] * 6
