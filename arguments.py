@@ -10,8 +10,6 @@ from errors import SpotTuneError
 from models.resnet26 import SIDE_MULTIPLE
 from packed import DataFolders
 
-OWN_MEAN_STD = Path(__file__).parent / "decathlon_mean_std.pickle"
-
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, except where a flag is unset and its help says what happens then."""
@@ -47,7 +45,7 @@ def positive_int(text: str) -> int:
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where data, annotations, statistics and checkpoints lie."""
+    """Where data, annotations and checkpoints lie."""
     parser.add_argument(
         "--datadir",
         type=Path,
@@ -66,13 +64,6 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="folder for the decoded images; unset: packed/ below --datadir",
-    )
-    parser.add_argument(
-        "--mean_std",
-        type=Path,
-        default=OWN_MEAN_STD,
-        metavar="FILE",
-        help="mean and std of every task, to normalise with",
     )
     parser.add_argument(
         "--ckpdir",

@@ -4,6 +4,7 @@ Never whole modules, so that renaming a class does not lose a model; read with w
 which runs nothing that the file says.
 """
 
+import errno
 import hashlib
 import pickle
 from collections.abc import Mapping
@@ -17,6 +18,17 @@ from errors import SpotTuneError
 from files import replacing
 from settings import Settings
 
+# What torch.load raises for files that it cannot read, depending on where they are broken.
+UNREADABLE = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    pickle.UnpicklingError,
+)
 FORMAT = "spottune-decathlon-1"
 CHECKPOINT = "checkpoint.pt"  # in a task's folder
 
@@ -76,12 +88,15 @@ def _read(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise SpotTuneError(f"{path}: no such checkpoint. Train the task with main.py") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:100]
+    except UNREADABLE as error:
         raise SpotTuneError(
-            f"{path}: not a readable checkpoint ({reason}); it may be cut short, or not one of "
-            f"ours. Remove it to train the task again"
+            f"{path}: not a readable checkpoint; it may be cut short, or not one of ours. Remove "
+            f"it to train the task again"
         ) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a damaged length leads outside the file
+            raise
+        raise SpotTuneError(f"{path}: a damaged file. Remove it to train the task again") from error
 
 
 def _check_types(checkpoint: Checkpoint) -> None:
@@ -89,14 +104,28 @@ def _check_types(checkpoint: Checkpoint) -> None:
         values = getattr(checkpoint, name)
         if not isinstance(values, list) or not all(type(value) is member for value in values):
             raise TypeError(f"{name} is not a list of {member.__name__}")
-    if not all(isinstance(tensor, Tensor) for tensor in checkpoint.weights.values()):
-        raise TypeError("weights are not all tensors")
+    if not checkpoint.categories:
+        raise TypeError("it has no categories")
+    for name, tensor in checkpoint.weights.items():
+        if type(name) is not str or not isinstance(tensor, Tensor):
+            raise TypeError("weights are not all tensors with names")
+        if tensor.layout != torch.strided or tensor.dtype not in (torch.float32, torch.int64):
+            raise TypeError(f"{name} is not a dense tensor of float32 or int64")
+    for record in checkpoint.history:
+        missing = {"epoch", "val_accuracy", "val_seen_in_training"} - record.keys()
+        if missing:
+            raise TypeError(f"a record lacks {sorted(missing)}")
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
-    """One hash over names, shapes and values: the same weights, the same hash."""
+    """One hash over names, shapes and values: the same weights, the same hash.
+
+    Without num_batches_tracked, which old files lack and nothing depends on.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
+        if name.endswith("num_batches_tracked"):
+            continue
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -13,9 +13,9 @@ DEVICE_TYPES = ("cpu", "cuda", "mps")
 
 @dataclass(frozen=True)
 class Compute:
-    """A device and a precision: "fp32", or "bf16" for the convolutions and linear layers.
+    """A device and a precision: "fp32", or "bf16" for the convolutions.
 
-    Logits, Gumbel noise, softmax and loss are float32 in both.
+    Linear layers, logits, Gumbel noise, softmax and loss are float32 in both.
     """
 
     device: torch.device
@@ -58,6 +58,7 @@ def choose_compute(device_name: str, precision: str, compiled: bool = False) -> 
     if device.type == "cuda":  # one seed, one result: no algorithm is chosen by a stopwatch
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.allow_tf32 = precision != "fp32"
     return Compute(device, precision, compiled)
 
 
@@ -65,7 +66,10 @@ def _has_fast_bf16(device: torch.device) -> bool:
     """Whether bf16 has instructions of its own there; elsewhere it is emulated, and slower."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    if device.type != "cpu":
+        return False
+    asks_processor = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # not a public name
+    return asks_processor is not None and asks_processor()
 
 
 def describe(compute: Compute) -> str:
@@ -77,4 +81,5 @@ def describe(compute: Compute) -> str:
 
 def _devices_here() -> str:
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    gpus += ["mps"] if torch.backends.mps.is_available() else []
     return ", ".join(["cpu", *gpus])

@@ -30,7 +30,7 @@ def sample_decisions(
     logits_NL2: Tensor, noise_NL2: Tensor, temperature: float = TEMPERATURE
 ) -> Tensor:
     """Draw decisions N x L that are hard forward and have the soft sample's gradient backward."""
-    noisy_NL2 = logits_NL2 + noise_NL2  # float32 noise: bf16 logits become float32 here
+    noisy_NL2 = logits_NL2 + noise_NL2
     hard_NL = likelier_decisions(noisy_NL2)
     soft_NL = torch.softmax(noisy_NL2 / temperature, dim=-1)[..., 1]
     return (hard_NL - soft_NL).detach() + soft_NL

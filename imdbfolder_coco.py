@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -19,8 +20,9 @@ import torch
 from pycocotools.coco import COCO
 from torch import Tensor
 
-from decathlon import DecathlonTask, TrainCrop
+from decathlon import IDS_PER_TASK, DecathlonTask, TrainCrop
 from errors import SpotTuneError
+from models.resnet26 import SIDE_MULTIPLE
 from packed import Annotations, DataFolders, PackedImages, open_packed
 from randomness import generator
 
@@ -40,7 +42,7 @@ def read_annotations(path: Path) -> Annotations:
     """
     coco = _read_coco(path)
     try:
-        category_ids = sorted(coco.getCatIds())
+        category_ids = _category_ids(coco, path)
         image_ids = [image["id"] for image in coco.dataset["images"]]
         file_names = [image["file_name"] for image in coco.dataset["images"]]
         _check_images(image_ids, file_names, path)
@@ -85,6 +87,16 @@ def _read_coco(path: Path) -> COCO:
     return coco
 
 
+def _category_ids(coco: COCO, path: Path) -> list[int]:
+    """Distinct integers, in ascending order."""
+    category_ids = [category["id"] for category in coco.dataset["categories"]]
+    if not category_ids or not all(type(category_id) is int for category_id in category_ids):
+        raise SpotTuneError(f"{path}: expected integers as category ids; found none, or others")
+    if len(set(category_ids)) < len(category_ids):
+        raise SpotTuneError(f"{path}: a category id stands there more than once; expected once")
+    return sorted(category_ids)
+
+
 def _check_images(image_ids: Sequence[int], file_names: Sequence[str], path: Path) -> None:
     """Ids are distinct integers; file names stay inside the data folder."""
     if not image_ids:
@@ -106,7 +118,7 @@ def _check_images(image_ids: Sequence[int], file_names: Sequence[str], path: Pat
 
 def _labels(coco: COCO, image_ids: Sequence[int], category_ids: list[int], path: Path) -> list[int]:
     """Each image's class, 0 to K - 1, found through its id."""
-    if not coco.dataset.get("annotations"):
+    if coco.dataset.get("annotations", []) == []:
         return [UNLABELLED] * len(image_ids)
     label_of = {category_id: label for label, category_id in enumerate(category_ids)}
     labels = []
@@ -136,20 +148,32 @@ def load_images(
     """
     parts = []
     for split in splits:
-        path = annotation_file(folders.imdbdir, task, split)
+        path = annotation_file(folders.imdbdir, task.name, split)
         if not path.is_file():
             raise SpotTuneError(
                 f"{path}: no such annotation file. Give its folder with --imdbdir, fetch the data "
                 f"with ./download_data.sh ./data/, or leave the task out with --tasks"
             )
-        parts.append(open_packed(path, f"{task}_{split}", folders, resize, read_annotations))
+        parts.append(open_packed(path, f"{task.name}_{split}", folders, resize, read_annotations))
+        _check_owner(task, parts[-1], path)
         if not np.array_equal(parts[-1].categories, parts[0].categories):
             raise SpotTuneError(
                 f"{path}: {len(parts[-1].categories)} categories that differ from the "
-                f"{len(parts[0].categories)} of {task}_{splits[0]}; expected the same. "
+                f"{len(parts[0].categories)} of {task.name}_{splits[0]}; expected the same. "
                 f"Were the files of two downloads mixed?"
             )
     return PackedImages.merged(parts)
+
+
+def _check_owner(task: DecathlonTask, images: PackedImages, path: Path) -> None:
+    """Images and categories carry the task's number, so that answers reach the right task."""
+    for ids, what in ((images.image_ids, "image"), (images.categories, "category")):
+        foreign = [i for i in (ids.min(), ids.max()) if not task.owns(int(i))]
+        if foreign:
+            raise SpotTuneError(
+                f"{path}: holds the {what} id {foreign[0]}; expected ids of {task.name}, from "
+                f"{task.number * IDS_PER_TASK} on. Does this file belong to another task?"
+            )
 
 
 def require_labels(images: PackedImages, task: str) -> None:
@@ -191,16 +215,21 @@ def _whole_view(task: str, images: PackedImages) -> View:
             f"{task}: images of {heights.min()} to {heights.max()} x {widths.min()} to "
             f"{widths.max()} pixels; expected one size, since this task's images are not cropped"
         )
+    if heights[0] % SIDE_MULTIPLE or widths[0] % SIDE_MULTIPLE:
+        raise SpotTuneError(
+            f"{task}: images of {heights[0]} x {widths[0]} pixels after --resize; expected sides "
+            f"that are multiples of {SIDE_MULTIPLE}, since this task's images are not cropped"
+        )
     return View(int(heights[0]), int(widths[0]))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pixels and labels of N images, and their positions in the image set."""
+    """Pixels and labels of N images."""
 
     images_NHW3: Tensor  # uint8
     labels_N: Tensor  # int64
-    positions: slice  # within the epoch's order
+    positions: slice  # of these images in the epoch's order
 
 
 @dataclass(frozen=True)
@@ -258,20 +287,25 @@ def _centre(images: PackedImages, view: View, indices: np.ndarray) -> tuple[np.n
     return tops, lefts
 
 
-def normalise(
-    images_NHW3: Tensor, mean_std: tuple[Sequence[float], Sequence[float]], device: torch.device
-) -> Tensor:
-    """uint8 N x H x W x 3 -> float32 N x 3 x H x W, channels_last: (x / 255 - mean) / std."""
-    mean, std = (torch.tensor(figures, device=device).view(3, 1, 1) for figures in mean_std)
-    images_N3HW = images_NHW3.to(device, non_blocking=True).permute(0, 3, 1, 2)
-    return images_N3HW.float().div_(255).sub_(mean).div_(std)
+def normalise(images_NHW3: Tensor, mean_311: Tensor, std_311: Tensor) -> Tensor:
+    """uint8 N x H x W x 3 -> float32 N x 3 x H x W, channels_last: (x / 255 - mean) / std.
+
+    On the device of `mean_311`. To a GPU the pixels go from pinned memory, so that the copy runs
+    beside the computation.
+    """
+    if mean_311.device.type == "cuda":
+        images_NHW3 = images_NHW3.pin_memory().to(mean_311.device, non_blocking=True)
+    images_N3HW = images_NHW3.to(mean_311.device).permute(0, 3, 1, 2)
+    return images_N3HW.float().div_(255).sub_(mean_311).div_(std_311)
 
 
-def check_categories(task: str, known: Sequence[int], found: np.ndarray) -> None:
+def check_categories(task: str, known: Sequence[int], found: Sequence[int]) -> None:
     """Raise SpotTuneError unless a network for the `known` categories answers the `found` ones."""
-    if list(known) != found.tolist():
+    differing = [pair for pair in zip_longest(known, found) if pair[0] != pair[1]]
+    if differing:
         raise SpotTuneError(
-            f"{task}: the network knows {len(known)} categories from {known[0]} on, the "
-            f"annotations list {len(found)} from {found[0]} on; expected the same. Do network "
-            f"and data belong together? If not, leave {task} out with --tasks"
+            f"{task}: the network knows {len(known)} categories, the annotations list "
+            f"{len(found)}; expected the same, but the first that differ are {differing[0][0]} "
+            f"and {differing[0][1]}. Do network and data belong together? If not, leave {task} "
+            f"out with --tasks"
         )

@@ -30,6 +30,7 @@ from progress import say
 from settings import Settings
 from transfer import TRAIN_SPLITS, Workplace, source_weights, train_target
 
+OWN_MEAN_STD = Path(__file__).parent / "decathlon_mean_std.pickle"
 RELEASED_WEIGHTS = Path("resnet26_pretrained.t7")
 
 
@@ -42,8 +43,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--pretrained",
         type=Path,
         metavar="FILE",
-        help="source weights: the released .t7, or a checkpoint of imagenet12; unset: "
+        help="source weights: the released .t7, a checkpoint of imagenet12, or none; unset: "
         f"./{RELEASED_WEIGHTS} if it is there, else imagenet12 is trained",
+    )
+    add(
+        "--mean_std",
+        type=Path,
+        default=OWN_MEAN_STD,
+        metavar="FILE",
+        help="mean and std of every task, to normalise with",
     )
     add(
         "--train_split",
@@ -126,24 +134,36 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_split=args.train_split,
         policy=args.policy,
         precision=place.compute.precision,
+        mean=(),  # as these
+        std=(),
         source_sha256="",
     )
-    for_source = replace(
-        settings,
-        epochs=args.source_epochs,
-        milestones=tuple(args.source_steps),
-        weight_decay=SOURCE.weight_decay,
-    )
+    for_source = replace(settings, epochs=args.source_epochs, milestones=tuple(args.source_steps))
     tasks = [TASK_BY_NAME[name] for name in dict.fromkeys(args.tasks)]
-    pretrained = args.pretrained or (RELEASED_WEIGHTS if RELEASED_WEIGHTS.is_file() else None)
+    pretrained = pretrained_file(args.pretrained)
     check_tasks(tasks, place, pretrained)
 
     say(f"SpotTune on {describe(place.compute)}; seed {args.seed}, records in {args.ckpdir}")
-    weights, histories = source_weights(place, for_source, pretrained, SOURCE in tasks)
+    weights, history = source_weights(place, for_source, pretrained, SOURCE in tasks)
+    histories = {SOURCE.name: history} if SOURCE in tasks and history else {}
     for task in tasks:
         if task is not SOURCE:
             histories[task.name] = train_target(place, task, settings, weights)
     report(histories, args.ckpdir)
+
+
+def pretrained_file(named: Path | None) -> Path | None:
+    """The file of source weights: the one named, or the released one where it lies here."""
+    if named is None:
+        return RELEASED_WEIGHTS if RELEASED_WEIGHTS.is_file() else None
+    if str(named) == "none":
+        return None
+    if not named.is_file():
+        raise SpotTuneError(
+            f"--pretrained {named}: no such file of source weights. Give the right path, or train "
+            f"the source network with --pretrained none --tasks imagenet12"
+        )
+    return named
 
 
 def check_tasks(tasks: Sequence[DecathlonTask], place: Workplace, pretrained: Path | None) -> None:
@@ -158,11 +178,12 @@ def check_tasks(tasks: Sequence[DecathlonTask], place: Workplace, pretrained: Pa
             f"--pretrained, put the released {RELEASED_WEIGHTS} here, or add imagenet12 to --tasks"
         )
     for task in tasks:
-        if not place.has(task) and not (task is SOURCE and has_source):
+        if not place.has(task, ["train", "val"]) and not (task is SOURCE and has_source):
             raise SpotTuneError(
-                f"{task.name}: expected images in {place.folders.datadir / 'data' / task.name} and "
-                f"annotations in {place.folders.imdbdir}. Fetch them with `./download_data.sh "
-                f"./data/`, leave the task out with --tasks, or see `make demo`"
+                f"{task.name}: expected images in {place.folders.images_of(task.name)} and "
+                f"{task.name}_train.json and _val.json in {place.folders.imdbdir}. Fetch them "
+                f"with `./download_data.sh ./data/`, or leave the task out with "
+                f"--tasks; `make demo` shows a run on made-up data"
                 + (", or give source weights with --pretrained" if task is SOURCE else "")
             )
         if task.name not in place.mean_std:

@@ -10,8 +10,9 @@ File layout, little endian:
     index      one INDEX record an image
     JSON       category ids, the annotations' SHA-256, side, version
 
-The file is tied to its annotations by their hash and is rebuilt when they change. A change of the
-image files alone is not noticed: delete the packed file then.
+The file is tied to its annotations by their hash and is rebuilt when they change, or when its
+length or its index is not what it should be. A change of the image files alone is not noticed, nor
+are flipped bits among the pixels: delete the packed file then.
 """
 
 import hashlib
@@ -61,6 +62,10 @@ class DataFolders:
     datadir: Path
     imdbdir: Path
     cachedir: Path
+
+    def images_of(self, task: str) -> Path:
+        """The folder of a task's images."""
+        return self.datadir / "data" / task
 
 
 class PackedImages:
@@ -161,14 +166,20 @@ def _map(path: Path, annotations_sha256: str, side: int) -> PackedImages:
         if zlib.crc32(tail) != crc:
             raise StalePackError("its index is damaged")
         pixels = np.memmap(stream, np.uint8, mode="r", offset=0, shape=(index_offset,))
-    (num_images,) = struct.unpack_from("<Q", tail)
-    index = np.frombuffer(tail, INDEX, count=num_images, offset=8)
-    facts = json.loads(tail[8 + index.nbytes :])
-    if facts["version"] != VERSION or facts["side"] != side:
-        raise StalePackError("written by another version")
-    if facts["annotations_sha256"] != annotations_sha256:
-        raise StalePackError("the annotations have changed")
-    return PackedImages([pixels], [index], np.array(facts["categories"], dtype=np.int64))
+    try:
+        (num_images,) = struct.unpack_from("<Q", tail)
+        index = np.frombuffer(tail, INDEX, count=num_images, offset=8)
+        facts = json.loads(tail[8 + index.nbytes :])
+        known = {key: facts[key] for key in ("version", "side", "annotations_sha256")}
+        categories = np.array(facts["categories"], dtype=np.int64)
+    except (struct.error, ValueError, LookupError, TypeError, OverflowError) as error:
+        raise StalePackError("its index makes no sense") from error
+    if known != {"version": VERSION, "side": side, "annotations_sha256": annotations_sha256}:
+        raise StalePackError("made from other annotations, or by another version")
+    ends = index["offset"] + 3 * index["height"].astype(np.uint64) * index["width"]
+    if (ends > index_offset).any():
+        raise StalePackError("its index points outside its pixels")
+    return PackedImages([pixels], [index], categories)
 
 
 def _write(

@@ -27,7 +27,6 @@ from devices import Compute, choose_compute, describe
 from errors import SpotTuneError
 from files import write_whole
 from imdbfolder_coco import annotation_file, check_categories, load_images, view_of
-from mean_std import read_mean_std
 from methods import build_method
 from packed import DataFolders
 from progress import say
@@ -43,21 +42,23 @@ class Question:
     split: str  # "val" or "test"
     folders: DataFolders
     ckpdir: Path
-    mean_std: dict
     policy: str
     seed: int
     batch_size: int
 
+    def checkpoint(self, task: DecathlonTask) -> Path:
+        return self.ckpdir / task.name / CHECKPOINT
+
 
 def submit(split: str, description: str, argv: Sequence[str] | None) -> None:
     """The straight path of both scripts, from arguments to results.json."""
-    args = parse_args(description, argv)
+    args = parse_args(split, description, argv)
+    check_output(args.out, args.zip)
     compute = choose_compute(args.device, args.precision)
     question = Question(
         split=split,
         folders=data_folders(args.datadir, args.imdbdir, args.cachedir),
         ckpdir=args.ckpdir,
-        mean_std=read_mean_std(args.mean_std),
         policy=args.policy,
         seed=args.seed,
         batch_size=args.batch_size,
@@ -65,12 +66,11 @@ def submit(split: str, description: str, argv: Sequence[str] | None) -> None:
     say(f"predicting {split} with the networks in {args.ckpdir}, on {describe(compute)}")
     answers, missing = [], []
     for task in TASKS:
-        if task.name not in args.tasks:
-            missing.append(f"{task.name}: left out with --tasks")
-        elif reason := why_missing(task, question):
-            missing.append(f"{task.name}: {reason}")
-        else:
+        try:
+            check_is_there(task, question, args.tasks)
             answers += predict_task(task, question, compute)
+        except TaskMissingError as reason:
+            missing.append(f"{task.name}: {reason}")
     for line in missing:
         say(f"missing  {line}; that costs up to {MOST_POINTS} points")
     if not answers:
@@ -80,13 +80,17 @@ def submit(split: str, description: str, argv: Sequence[str] | None) -> None:
     say(f"{args.out}: {len(answers):,} answers for {num_answered} of {len(TASKS)} tasks")
 
 
-def parse_args(description: str, argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(split: str, description: str, argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description)
     add_data_arguments(parser)
     add_compute_arguments(parser)
     parser.add_argument("--batch_size", type=positive_int, default=128, help="images per step")
     parser.add_argument(
-        "--out", type=Path, default=Path("results.json"), metavar="FILE", help="the file to write"
+        "--out",
+        type=Path,
+        default=Path(split) / "results.json",
+        metavar="FILE",
+        help="what to write",
     )
     parser.add_argument(
         "--zip", action="store_true", help="also pack it beside itself, as the server takes it"
@@ -94,33 +98,40 @@ def parse_args(description: str, argv: Sequence[str] | None) -> argparse.Namespa
     return parser.parse_args(argv)
 
 
-def why_missing(task: DecathlonTask, question: Question) -> str | None:
-    """Why a task cannot be predicted, or None if it can."""
-    checkpoint = question.ckpdir / task.name / CHECKPOINT
+def check_output(path: Path, zipped: bool) -> None:
+    """Raise SpotTuneError before any work if the answers could not be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() or (zipped and path.suffix == ".zip"):
+        raise SpotTuneError(f"--out {path}: expected the name of a file such as results.json")
+
+
+class TaskMissingError(Exception):
+    """Why a task cannot be predicted; the others still can."""
+
+
+def check_is_there(task: DecathlonTask, question: Question, wanted: Sequence[str]) -> None:
+    """Raise TaskMissingError unless the task is wanted and its network and images are there."""
     annotations = annotation_file(question.folders.imdbdir, task.name, question.split)
-    images = question.folders.datadir / "data" / task.name
-    if not checkpoint.exists():
-        return f"no {checkpoint}"
-    if not annotations.exists():
-        return f"no {annotations}"
-    if not images.is_dir():
-        return f"no images in {images}"
-    return None
+    if task.name not in wanted:
+        raise TaskMissingError("left out with --tasks")
+    for path in (question.checkpoint(task), annotations, question.folders.images_of(task.name)):
+        if not path.exists():
+            raise TaskMissingError(f"no {path}")
 
 
 def predict_task(task: DecathlonTask, question: Question, compute: Compute) -> list[dict[str, int]]:
     """One answer for every image of the split, in the annotations' order."""
-    path = question.ckpdir / task.name / CHECKPOINT
+    path = question.checkpoint(task)
     checkpoint = Checkpoint.load(path)
     settings = checkpoint.settings
-    images = load_images(task.name, [question.split], question.folders, settings.resize)
-    check_categories(task.name, checkpoint.categories, images.categories)
+    images = load_images(task, [question.split], question.folders, settings.resize)
+    check_categories(task.name, checkpoint.categories, images.categories.tolist())
     method = build_method(checkpoint.kind, len(images.categories), settings.width)
     checkpoint.load_into(method, path)
     method.to(compute.device, memory_format=torch.channels_last)
 
     view = view_of(task, images, settings.resize, settings.crop, training=False)
-    data = TaskData(images, view, question.mean_std[task.name])
+    data = TaskData(images, view, (settings.mean, settings.std))
     seed = (question.seed, task.name, question.split)
     predictions = predict(
         method, data, question.batch_size, question.policy, seed, compute, task.name
@@ -149,7 +160,6 @@ def remark(checkpoint: Checkpoint, split: str) -> str:
 def write_answers(answers: list[dict[str, int]], path: Path, zipped: bool) -> None:
     """Write results.json whole or not at all, and FILE.zip beside it if `zipped`."""
     text = json.dumps(answers).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         say(f"{path} is replaced")
     write_whole(path, text)

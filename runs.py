@@ -4,6 +4,7 @@ The checkpoint is the truth: records are written from its history, so that a run
 between the two never shows an epoch twice.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,7 +93,8 @@ def fit(
     trainer = Trainer(method, rates, compute, settings.batch_size)
     optimizers = trainer.optimizers
     history = _restore(run, method, optimizers)
-    write_surroundings(run.folder, run.task, run.kind, settings, compute)
+    if len(history) < settings.epochs:
+        write_surroundings(run.folder, run.task, run.kind, settings, compute)
     for epoch in range(len(history), settings.epochs):
         multiplier = lr_multiplier(epoch, settings.milestones)
         _set_learning_rates(optimizers, (settings.lr, settings.lr_agent), multiplier)
@@ -101,6 +103,7 @@ def fit(
         start = time.perf_counter()
         trained = train_epoch(trainer, train_data, seed, label)
         seconds = time.perf_counter() - start
+        _check_finite(trained.loss, label)
         is_last = epoch + 1 == settings.epochs
         is_tested = is_last or (epoch + 1) % eval_every == 0
         tested = evaluate(run, method, val_data, epoch, compute) if is_tested else None
@@ -113,6 +116,15 @@ def fit(
     write_records(run.folder, history)
     draw_curves(history, run.task, run.folder / "curves.png")
     return history
+
+
+def _check_finite(loss: float, label: str) -> None:
+    """A diverged epoch is not saved, so that the checkpoint before it can be gone on from."""
+    if not math.isfinite(loss):
+        raise SpotTuneError(
+            f"{label}: the loss became {loss}; the epoch was not saved. Try a smaller --lr, or "
+            f"--precision fp32"
+        )
 
 
 def _restore(run: Run, method: nn.Module, optimizers: Sequence) -> list[dict]:

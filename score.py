@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import decathlon
+from arguments import Parser
 from decathlon import PUBLISHED, TASK_BY_NAME, TASKS, DecathlonTask
 from errors import SpotTuneError, run_script
 from files import write_whole
@@ -248,16 +249,22 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Score answers to the Visual Decathlon, for any split whose labels you have.",
-        epilog=f"The {PUBLIC_LABELS}.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = Parser("Score answers to the Visual Decathlon, for any split whose labels you have.")
+    parser.epilog = f"The {PUBLIC_LABELS}."
+    parser.add_argument(
+        "results",
+        nargs="?",
+        type=Path,
+        help="the answers, or a .zip that holds them as results.json; unset: "
+        "results.json in a folder named as the split, where submit_*.py write",
     )
-    parser.add_argument("results", nargs="?", type=Path, default=Path("results.json"),
-                        help="the answers, or a .zip that holds them as results.json")  # fmt: skip
-    parser.add_argument("--annotations", type=Path, default=Path("data/decathlon-1.0/annotations"),
-                        metavar="FOLDER_OR_ZIP",
-                        help="holds the labels, <task>_<split>.json")  # fmt: skip
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        default=Path("data/decathlon-1.0/annotations"),
+        metavar="FOLDER_OR_ZIP",
+        help="holds the labels, <task>_<split>.json",
+    )
     parser.add_argument("--split", choices=SPLITS[1:], default="val", help="what was answered")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     return parser.parse_args(argv)
@@ -265,9 +272,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    results = args.results or Path(args.split) / "results.json"
     if args.json:
-        check_output(args.json, inputs=[args.results, args.annotations])
-    answers = read_answers(args.results)
+        check_output(args.json, inputs=[results, args.annotations])
+    answers = read_answers(results)
     report = score(answers, read_labels(args.annotations, args.split), args.split)
     if args.json:
         write_whole(args.json, (json.dumps(as_record(report), indent=2) + "\n").encode())

@@ -1,7 +1,9 @@
-"""Everything that a task's result depends on, besides its images and its source weights."""
+"""Everything that a task's result depends on, besides its images."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+
+TUPLES = ("milestones", "mean", "std")
 
 
 @dataclass(frozen=True)
@@ -21,18 +23,20 @@ class Settings:
     train_split: str  # "trainval" or "train"
     policy: str  # at test time: "argmax" or "sample"
     precision: str  # "fp32" or "bf16"
+    mean: tuple[float, ...]  # of the task's images: red, green, blue from 0 to 1
+    std: tuple[float, ...]
     source_sha256: str  # of the pretrained weights; "" where there are none
 
     def as_plain(self) -> dict:
         """Only types that JSON and a checkpoint may hold."""
-        return {**asdict(self), "milestones": list(self.milestones)}
+        return {**asdict(self), **{name: list(getattr(self, name)) for name in TUPLES}}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, object]) -> "Settings":
         """Raises TypeError unless `plain` has exactly the fields, each of its type."""
-        settings = cls(**{**plain, "milestones": tuple(plain.get("milestones", ()))})
+        settings = cls(**{**plain, **{name: tuple(plain.get(name, ())) for name in TUPLES}})
         for field in fields(cls):
-            expected = tuple if field.name == "milestones" else field.type
+            expected = tuple if field.name in TUPLES else field.type
             if type(getattr(settings, field.name)) is not expected:
                 raise TypeError(f"{field.name} is not of type {expected.__name__}")
         return settings

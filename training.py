@@ -79,7 +79,6 @@ class Trainer:
         """Loss, scores N x K and decisions N x L of a batch."""
         with self.compute.autocast():
             scores_NK, decisions_NL = self.method(images, noise_NL2)
-        scores_NK = scores_NK.float()
         return F.cross_entropy(scores_NK, labels), scores_NK, decisions_NL
 
     def step(self, images: Tensor, labels: Tensor, noise_NL2: Tensor) -> StepResult:
@@ -115,11 +114,14 @@ class TaskData:
         self, order: EpochOrder, batch_size: int, device: torch.device, label: str
     ) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         """Batches with their normalised images and labels on `device`."""
+        mean, std = (
+            torch.tensor(figures, device=device).view(3, 1, 1) for figures in self.mean_std
+        )
         num_batches = -(-len(self.images) // batch_size)
         batches = order.batches(self.images, self.view, batch_size)
         for batch in track(batches, num_batches, label):
-            images = normalise(batch.images_NHW3, self.mean_std, device)
-            yield batch, images, batch.labels_N.to(device, non_blocking=True)
+            images = normalise(batch.images_NHW3, mean, std)
+            yield batch, images, batch.labels_N.to(device)
 
 
 def train_epoch(
@@ -133,7 +135,7 @@ def train_epoch(
     correct = torch.zeros((), device=device, dtype=torch.int64)
     fine_tuned_L = torch.zeros(method.num_blocks, device=device)
     for batch, images, labels in data.on_device(order, trainer.batch_size, device, label):
-        noise_NL2 = noise[batch.positions].to(device, non_blocking=True)
+        noise_NL2 = noise[batch.positions].to(device)
         step = trainer.step(images, labels, noise_NL2)
         loss_sum += step.loss_sum
         correct += step.correct
@@ -183,7 +185,7 @@ def predict(
         with compute.autocast():
             scores_NK, decisions_NL = evaluator(images, noise_NL2)
         labels.append(scores_NK.argmax(dim=1))
-        losses.append(_losses(scores_NK.float(), true_labels))
+        losses.append(_losses(scores_NK, true_labels))
         if decisions_NL is not None:
             decisions.append(decisions_NL.bool())
     no_decisions = np.zeros((len(data.images), 0), dtype=bool)

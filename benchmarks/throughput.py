@@ -168,6 +168,8 @@ def compare_data(folder: Path, sizes: Sizes, num_images: int) -> dict[str, float
     )
     view = View(sizes.crop, sizes.crop, random=True)
 
+    mean, std = (torch.tensor(figures).view(3, 1, 1) for figures in MEAN_STD)
+
     def plain() -> None:
         paths = [folder / name for name in names]
         for start in range(0, num_images, sizes.batch_size):
@@ -177,7 +179,7 @@ def compare_data(folder: Path, sizes: Sizes, num_images: int) -> dict[str, float
     def fast() -> None:
         order = training_order(images, view, 0)
         for batch in order.batches(images, view, sizes.batch_size):
-            normalise(batch.images_NHW3, MEAN_STD, device)
+            normalise(batch.images_NHW3, mean, std)
 
     return compare(plain, fast, num_images, sizes, device)
 

@@ -91,10 +91,11 @@ class SourceWeights:
     def read(cls, path: Path, width: int) -> "SourceWeights":
         """Raises SpotTuneError if the file is not a whole ResNet-26 of this width."""
         tensors = read_source_weights(path)
-        weights = cls(tensors, weights_sha256(tensors), path)
         _check_width(tensors, width, path)
-        weights.network(width)
-        return weights
+        cls(tensors, "", path).network(width)
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise SpotTuneError(f"{path}: holds weights that are not finite; train them again")
+        return cls(tensors, weights_sha256(tensors), path)
 
     @property
     def num_classes(self) -> int:

@@ -13,6 +13,7 @@ multiples of 8. `stem`, `blocks` and `head` are all that the SpotTune network ne
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -76,7 +77,10 @@ class Stem(nn.Module):
 
 
 class Head(nn.Module):
-    """BN, ReLU, global average pool, linear."""
+    """BN, ReLU, global average pool, linear.
+
+    Pool and linear layer stay in float32 under autocast: scores in bf16 would tie.
+    """
 
     def __init__(self, channels: int, num_outputs: int) -> None:
         super().__init__()
@@ -84,7 +88,10 @@ class Head(nn.Module):
         self.linear = nn.Linear(channels, num_outputs)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.linear(F.relu(self.bn(x_NCHW)).mean(dim=(2, 3)))
+        features_NCHW = F.relu(self.bn(x_NCHW))
+        with torch.autocast(x_NCHW.device.type, enabled=False):
+            features_NC = features_NCHW.to(self.linear.weight.dtype).mean(dim=(2, 3))
+            return self.linear(features_NC)
 
 
 class ResNet(nn.Module):

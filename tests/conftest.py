@@ -48,6 +48,7 @@ def trained(decathlon_root, tmp_path_factory) -> Trained:
     ckpdir = tmp_path_factory.mktemp("checkpoints")
     arguments = ["--datadir", str(decathlon_root), "--ckpdir", str(ckpdir), *SMALL]
     arguments += ["--nb_epochs", "2", "--source_epochs", "2", "--train_split", "train"]
+    arguments += ["--pretrained", "none"]
     main.main(arguments)
     return Trained(decathlon_root, ckpdir, arguments)
 

@@ -85,3 +85,15 @@ def test_the_score_adds_up_the_tasks_that_are_given():
 
 def test_columns_name_each_task_once():
     assert sorted(COLUMNS) == [task.name for task in TASKS]
+
+
+@pytest.mark.parametrize(
+    ("decay", "names"),
+    [
+        (5e-4, {"aircraft", "daimlerpedcls", "omniglot", "ucf101"}),
+        (1e-4, {"vgg-flowers", "imagenet12"}),
+        (0.0, {"cifar100", "dtd", "gtsrb", "svhn"}),
+    ],
+)
+def test_weight_decays_are_those_of_the_released_code(decay, names):
+    assert {task.name for task in TASKS if task.weight_decay == decay} == names

@@ -39,7 +39,7 @@ def image_files(root, task, split):
 
 @pytest.mark.parametrize("task", [task.name for task in TASKS])
 def test_test_images_are_those_of_torchvisions_road_bit_for_bit(task, folders, decathlon_root):
-    images = load_images(task, ["val"], folders, 8)
+    images = load_images(TASK_BY_NAME[task], ["val"], folders, 8)
     view = view_of(TASK_BY_NAME[task], images, 8, 8, training=False)
     mean_std = ((0.48, 0.45, 0.4), (0.2, 0.21, 0.25))
     steps = [transforms.Resize(8), transforms.CenterCrop((view.height, view.width))]
@@ -47,7 +47,8 @@ def test_test_images_are_those_of_torchvisions_road_bit_for_bit(task, folders, d
     files = image_files(decathlon_root, task, "val")
     seen = 0
     for batch in evaluation_order(images, view).batches(images, view, 3):
-        ours = normalise(batch.images_NHW3, mean_std, torch.device("cpu"))
+        mean, std = (torch.tensor(row).view(3, 1, 1) for row in mean_std)
+        ours = normalise(batch.images_NHW3, mean, std)
         for image_id, pixels in zip(images.image_ids[batch.positions], ours, strict=True):
             expected = road(Image.open(files[image_id][0]).convert("RGB"))
             assert torch.equal(pixels, expected)
@@ -56,7 +57,7 @@ def test_test_images_are_those_of_torchvisions_road_bit_for_bit(task, folders, d
 
 
 def test_a_training_batch_holds_windows_of_the_whole_image(folders, decathlon_root):
-    images = load_images("aircraft", ["train"], folders, 16)
+    images = load_images(TASK_BY_NAME["aircraft"], ["train"], folders, 16)
     view = View(8, 8, random=True)
     order = training_order(images, view, 0, "aircraft", 1)
     files = image_files(decathlon_root, "aircraft", "train")
@@ -97,7 +98,7 @@ def test_an_epoch_is_every_image_once_in_an_order_of_its_own():
 
 
 def test_only_the_source_is_flipped_and_half_of_its_images(folders):
-    images = load_images("imagenet12", ["train"], folders, 16)
+    images = load_images(TASK_BY_NAME["imagenet12"], ["train"], folders, 16)
     view = view_of(TASK_BY_NAME["imagenet12"], images, 16, 8, training=True)
     assert view.flip
     order = training_order(images, view, 0)
@@ -128,7 +129,7 @@ def test_only_the_source_is_flipped_and_half_of_its_images(folders):
     ],
 )
 def test_crops_of_each_task_are_those_of_the_released_code(task, training, test, folders):
-    images = load_images(task, ["train", "val"], folders, 16)
+    images = load_images(TASK_BY_NAME[task], ["train", "val"], folders, 16)
     assert view_of(TASK_BY_NAME[task], images, 16, 8, training=True) == training
     assert view_of(TASK_BY_NAME[task], images, 16, 8, training=False) == test
 
@@ -158,12 +159,14 @@ def test_classes_are_the_files_own_categories(tmp_path, decathlon_root):
 
 
 def test_test_images_have_no_label(folders):
-    assert set(load_images("svhn", ["test"], folders, 16).labels) == {UNLABELLED}
+    assert set(load_images(TASK_BY_NAME["svhn"], ["test"], folders, 16).labels) == {UNLABELLED}
 
 
 def test_train_and_val_merge_in_this_order(folders):
-    train, val = (load_images("dtd", [split], folders, 16) for split in ("train", "val"))
-    merged = load_images("dtd", ["train", "val"], folders, 16)
+    train, val = (
+        load_images(TASK_BY_NAME["dtd"], [split], folders, 16) for split in ("train", "val")
+    )
+    merged = load_images(TASK_BY_NAME["dtd"], ["train", "val"], folders, 16)
     assert merged.image_ids.tolist() == [*train.image_ids, *val.image_ids]
     last = len(merged) - 1
     corner = np.array([0])
@@ -246,7 +249,7 @@ def test_splits_with_other_categories_are_not_merged(folders, decathlon_root, tm
     path.write_text(json.dumps(content))
     mixed = DataFolders(folders.datadir, imdbdir, folders.cachedir)
     with pytest.raises(SpotTuneError, match="3 categories that differ from the 2"):
-        load_images("svhn", ["train", "val"], mixed, 16)
+        load_images(TASK_BY_NAME["svhn"], ["train", "val"], mixed, 16)
 
 
 def test_uncropped_images_must_have_one_size():

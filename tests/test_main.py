@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 import torch
-from conftest import SHARED, SMALL, run_script
+from conftest import REPOSITORY, SHARED, SMALL, run_script
 
 import main
 import score
@@ -15,7 +15,10 @@ import submit_val
 from checkpoints import Checkpoint
 from decathlon import SOURCE, TARGETS, TASKS
 from errors import SpotTuneError
+from mean_std import read_mean_std
 from records import TIMING_FIELDS
+
+OWN = REPOSITORY / "decathlon_mean_std.pickle"
 
 
 def records(ckpdir, task):
@@ -115,8 +118,9 @@ def test_stopped_and_started_again_it_goes_on_after_the_last_finished_epoch(
 
 def test_a_finished_run_started_again_changes_nothing(trained):
     before = {path: path.read_bytes() for path in trained.ckpdir.glob("*/checkpoint.pt")}
+    before |= {path: path.read_bytes() for path in trained.ckpdir.glob("*/*.json")}
     main.main(trained.arguments)
-    assert len(before) == len(TASKS)
+    assert len(before) == 3 * len(TASKS)
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
@@ -148,15 +152,57 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(trained):
 
 
 def test_only_the_drop_at_step1_acts_by_default(trained, tmp_path):
-    again(trained, tmp_path, "svhn", "--step1", "1", "--nb_epochs", "3")
-    rates = [(line["lr"], line["lr_agent"]) for line in records(tmp_path, "svhn")]
-    assert rates == [(0.1, 0.01), pytest.approx((0.01, 0.001)), pytest.approx((0.01, 0.001))]
+    """Read from the optimisers themselves, network's and policy's, after each epoch."""
+    for epochs, rates in ((1, (0.1, 0.01)), (2, (0.01, 0.001)), (3, (0.01, 0.001))):
+        again(trained, tmp_path, "svhn", "--step1", "1", "--nb_epochs", str(epochs))
+        optimizers = Checkpoint.load(tmp_path / "svhn/checkpoint.pt").optimizers
+        groups = [optimizer["param_groups"][0] for optimizer in optimizers]
+        assert [group["lr"] for group in groups] == pytest.approx(rates)
+        line = records(tmp_path, "svhn")[-1]
+        assert (line["lr"], line["lr_agent"]) == pytest.approx(rates)
+
+
+@pytest.mark.parametrize(("task", "decay"), [("svhn", 0.0), ("ucf101", 5e-4), (SOURCE.name, 1e-4)])
+def test_each_task_trains_with_its_own_weight_decay_and_normalisation(task, decay, trained):
+    checkpoint = Checkpoint.load(trained.ckpdir / task / "checkpoint.pt")
+    decays = [optimizer["param_groups"][0]["weight_decay"] for optimizer in checkpoint.optimizers]
+    assert decays == [decay, 1e-3][: len(decays)]
+    assert (checkpoint.settings.mean, checkpoint.settings.std) == read_mean_std(OWN)[task]
+
+
+def test_the_defaults_are_the_released_ones():
+    args = main.parse_args([])
+    assert (args.nb_epochs, args.batch_size, args.lr, args.lr_agent) == (110, 128, 0.1, 0.01)
+    assert (args.step1, args.step2, args.step3) == (40, None, None)
+    assert (args.source_epochs, args.source_steps) == (120, [80, 100])
+    assert (args.resize, args.crop, args.width, args.seed) == (72, 64, 32, 0)
+    assert (args.train_split, args.policy) == ("trainval", "argmax")
+
+
+def test_the_test_policy_reaches_both_record_and_submission(trained, tmp_path):
+    """Two runs that differ in nothing else give other decisions and other answers."""
+    again(trained, tmp_path, "svhn", "--policy", "sample")
+    drawn, likelier = (records(folder, "svhn")[-1] for folder in (tmp_path, trained.ckpdir))
+    assert drawn["train_loss"] == likelier["train_loss"]
+    assert drawn["val_fine_tuned_share"] != likelier["val_fine_tuned_share"]
+
+
+def test_a_diverged_epoch_is_not_saved(trained, tmp_path):
+    with pytest.raises(SpotTuneError, match="svhn epoch 1/2: the loss became nan"):
+        again(trained, tmp_path, "svhn", "--lr", "1e30")
+    assert not (tmp_path / "svhn/checkpoint.pt").exists()
 
 
 def test_trainval_learns_from_val_too_and_says_so(trained, tmp_path, capsys):
     again(trained, tmp_path, "svhn", "--train_split", "trainval", "--nb_epochs", "1")
     assert "seen in training" in capsys.readouterr().out
     assert records(tmp_path, "svhn")[0]["val_seen_in_training"] is True
+    images, steps = 12 + 4, 2  # 2 classes of 6 and 2 images, in batches of 8
+    batches = weights(tmp_path, "svhn")["net.stem.bn.num_batches_tracked"].item()
+    source = weights(trained.ckpdir, SOURCE.name)["net.stem.bn.num_batches_tracked"].item()
+    assert batches - source == steps
+    rate = records(tmp_path, "svhn")[0]
+    assert rate["images_per_second"] * rate["seconds"] == pytest.approx(images, rel=0.05)
     out = tmp_path / "results.json"
     arguments = ["--datadir", str(trained.root), "--ckpdir", str(tmp_path), "--out", str(out)]
     submit_val.main([*arguments, "--device", "cpu"])

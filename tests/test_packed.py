@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from torchvision import transforms
 
+from decathlon import TASK_BY_NAME
 from errors import SpotTuneError
 from imdbfolder_coco import load_images
 from packed import DataFolders, decode_image
@@ -26,7 +27,7 @@ def pack_of(folders):
 
 
 def load(folders):
-    return load_images("svhn", ["train"], folders, 16)
+    return load_images(TASK_BY_NAME["svhn"], ["train"], folders, 16)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (40, 25), (25, 40), (73, 72), (9, 200)])

@@ -290,7 +290,13 @@ def test_the_figures_never_replace_the_answers(folder, tmp_path):
 
 def test_the_command_ends_in_one_line_and_status_1_on_a_mistake(folder, tmp_path):
     (tmp_path / "results.json").write_text("[" * 100_000)
-    command = [sys.executable, str(REPOSITORY / "score.py"), "--annotations", str(folder)]
+    command = [
+        sys.executable,
+        str(REPOSITORY / "score.py"),
+        "results.json",
+        "--annotations",
+        str(folder),
+    ]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert ended.stdout == ""

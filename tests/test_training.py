@@ -5,14 +5,15 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from decathlon import TASK_BY_NAME
 from devices import Compute
-from imdbfolder_coco import load_images, view_of
+from imdbfolder_coco import load_images, training_order, view_of
 from methods import PlainNetwork, Rates, SpotTune
 from models.resnet26 import resnet26
 from packed import DataFolders
-from training import TaskData, Trainer, lr_multiplier, predict, summarise, train_epoch
+from training import TaskData, Trainer, lr_multiplier, noise_for, predict, summarise, train_epoch
 
 CPU = Compute(torch.device("cpu"), "fp32")
 MEAN_STD = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -37,7 +38,7 @@ def test_learning_rates_drop_tenfold_at_each_milestone(epoch, multiplier):
 @pytest.fixture
 def data(decathlon_root, tmp_path):
     folders = DataFolders(decathlon_root, decathlon_root / "annotations", tmp_path)
-    images = load_images("svhn", ["train"], folders, 16)
+    images = load_images(TASK_BY_NAME["svhn"], ["train"], folders, 16)
     return TaskData(images, view_of(TASK_BY_NAME["svhn"], images, 16, 16, True), MEAN_STD)
 
 
@@ -68,15 +69,24 @@ def test_an_epoch_is_a_function_of_its_seed(method, data):
 
 
 def test_averages_are_taken_over_images_and_not_over_batches(method, data):
-    """12 images in batches of 5, 5 and 2, learning rate 0: the loss is that of predictions."""
-    frozen = Trainer(method, Rates(0.0, 0.0, 0.0), CPU, batch_size=12)
+    """12 images in batches of 5, 5 and 2, learning rate 0: sums by hand."""
+    frozen = Trainer(method, Rates(0.0, 0.0, 0.0), CPU, batch_size=5)
+    twin = copy.deepcopy(method).train()
     result = train_epoch(frozen, data, (0, "svhn", 0), "svhn")
+    order = training_order(data.images, data.view, 0, "svhn", 0)
+    noise = noise_for(twin, 12, 0, "svhn", 0)
+    losses, correct = [], 0
+    for batch, images, labels in data.on_device(order, 5, CPU.device, ""):
+        scores, _ = twin(images, noise[batch.positions])
+        losses += F.cross_entropy(scores, labels, reduction="none").tolist()
+        correct += (scores.argmax(1) == labels).sum().item()
+    assert [len(losses), result.accuracy] == [12, pytest.approx(100 * correct / 12)]
+    assert result.loss == pytest.approx(sum(losses) / 12, rel=1e-5)
     net = PlainNetwork(resnet26(2, width=4))
     net.eval()
     uneven, even = (predict(net, data, size, "argmax", (0,), CPU, "svhn") for size in (5, 12))
     np.testing.assert_allclose(uneven.losses, even.losses, rtol=1e-5)
     assert summarise(uneven, data.images).loss == pytest.approx(even.losses.mean(), rel=1e-6)
-    assert 0 <= result.accuracy <= 100
 
 
 def test_the_share_of_fine_tuned_decisions_is_counted_per_block(method, data):
