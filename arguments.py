@@ -10,6 +10,8 @@ from errors import SpotTuneError
 from models.resnet26 import SIDE_MULTIPLE
 from packed import DataFolders
 
+SMALLEST_SIDE = 2 * SIDE_MULTIPLE
+
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, except where a flag is unset and its help says what happens then."""
@@ -125,6 +127,11 @@ def data_folders(datadir: Path, imdbdir: Path | None, cachedir: Path | None) -> 
 def check_sides(resize: int, crop: int) -> None:
     """Raise SpotTuneError unless both are multiples of 8 and the crop fits into the image."""
     for flag, side in (("--resize", resize), ("--crop", crop)):
+        if side < SMALLEST_SIDE:
+            raise SpotTuneError(
+                f"{flag} {side}: expected at least {SMALLEST_SIDE}, since the last blocks see an "
+                f"eighth of it"
+            )
         if side % SIDE_MULTIPLE:
             below = side // SIDE_MULTIPLE * SIDE_MULTIPLE
             raise SpotTuneError(

@@ -111,6 +111,11 @@ def _check_types(checkpoint: Checkpoint) -> None:
             raise TypeError("weights are not all tensors with names")
         if tensor.layout != torch.strided or tensor.dtype not in (torch.float32, torch.int64):
             raise TypeError(f"{name} is not a dense tensor of float32 or int64")
+    shapes = {name: list(tensor.shape) for name, tensor in checkpoint.weights.items()}
+    if shapes.get("net.stem.conv.weight", [0])[0] != checkpoint.settings.width:
+        raise TypeError("its weights are not of the width that it names")
+    if shapes.get("net.head.linear.bias") != [len(checkpoint.categories)]:
+        raise TypeError("its classifier does not have as many classes as it names")
     for record in checkpoint.history:
         missing = {"epoch", "val_accuracy", "val_seen_in_training"} - record.keys()
         if missing:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from checkpoints import CHECKPOINT, Checkpoint
@@ -136,7 +137,8 @@ def _restore(run: Run, method: nn.Module, optimizers: Sequence) -> list[dict]:
     try:
         for optimizer, state in zip(optimizers, checkpoint.optimizers, strict=True):
             optimizer.load_state_dict(state)
-    except (ValueError, KeyError, TypeError) as error:
+            _check_momenta(optimizer)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpotTuneError(
             f"{run.path}: its optimisers' state does not fit ({error}). Remove it to train the "
             f"task again"
@@ -144,6 +146,15 @@ def _restore(run: Run, method: nn.Module, optimizers: Sequence) -> list[dict]:
     done = len(checkpoint.history)
     say(f"{run.task}: {done} of {run.settings.epochs} epochs were finished before")
     return checkpoint.history
+
+
+def _check_momenta(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError unless every parameter has the momentum that a finished epoch left."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            momentum = optimizer.state[parameter].get("momentum_buffer")
+            if momentum is None or momentum.shape != parameter.shape:
+                raise ValueError("a momentum is missing or has another shape")
 
 
 def evaluate(

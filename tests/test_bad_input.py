@@ -1,11 +1,13 @@
 """A careless user: every mistake gets one line, a non-zero status, and loses nothing."""
 
+import copy
 import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,6 +66,7 @@ def test_an_unknown_task_is_refused_with_the_known_ones(capsys):
     [
         (["--resize", "70"], "--resize 70: expected a multiple of 8"),
         (["--crop", "60"], "--crop 60: expected a multiple of 8"),
+        (["--crop", "8"], "--crop 8: expected at least 16"),
         (["--resize", "32", "--crop", "40"], "--crop 40: larger"),
         (["--device", "cuda:9"], "--device cuda:9: not available here"),
         (["--device", "quantum"], "--device quantum: not available here"),
@@ -167,15 +170,43 @@ def test_a_broken_checkpoint_is_refused_and_kept(kind, trained, tmp_path, source
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_checkpoint_whose_weights_do_not_fit_is_refused(trained, tmp_path, source):
+def settings_with(content, **changes):
+    content["settings"] = replace(content["settings"], **changes)
+
+
+def momenta(content):
+    return content["optimizers"][0]["state"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["weights"].pop("net.pairs.3.kept.bn1.bias"), "do not fit"),
+        (lambda c: c["weights"].pop("net.stem.conv.weight"), "width"),
+        (lambda c: settings_with(c, width=10**9), "width"),
+        (lambda c: c["categories"].pop(), "classes"),
+        (lambda c: c["categories"].clear(), "no categories"),
+        (lambda c: c["history"].append({}), "a record lacks"),
+        (lambda c: c["weights"].update({"net.stem.bn.bias": torch.ones(4).bfloat16()}), "dense"),
+        (lambda c: momenta(c).clear(), "momentum"),
+        (lambda c: momenta(c)[0].update(momentum_buffer=torch.ones(7)), "momentum"),
+        (lambda c: c["optimizers"].pop(), "optimisers"),
+        (lambda c: settings_with(c, lr="much"), "lr is not of type float"),
+    ],
+)
+def test_a_checkpoint_whose_content_does_not_fit_is_refused(
+    change, words, trained, tmp_path, source
+):
     path = tmp_path / "svhn/checkpoint.pt"
     path.parent.mkdir()
     good = vars(Checkpoint.load(trained.ckpdir / "svhn/checkpoint.pt"))
-    weights = dict(good["weights"])
-    weights.pop("net.stem.conv.weight")
-    Checkpoint(**{**good, "weights": weights}).save(path)
+    content = {key: copy.deepcopy(value) for key, value in good.items()}
+    change(content)
+    Checkpoint(**content).save(path)
     more = [*trained.arguments, "--ckpdir", str(tmp_path), "--pretrained", str(source)]
-    assert "do not fit" in refusal(*more, "--tasks", "svhn")
+    line = refusal(*more, "--tasks", "svhn", "--nb_epochs", "3")
+    assert words in line
+    assert str(path) in line
 
 
 def test_a_folder_that_is_a_file_is_named_before_any_work(own_data, tmp_path):

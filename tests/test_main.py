@@ -126,7 +126,7 @@ def test_a_finished_run_started_again_changes_nothing(trained):
 
 def test_weights_from_a_file_serve_tasks_with_other_settings(trained, tmp_path):
     again(trained, tmp_path, "svhn", "--nb_epochs", "1")
-    again(trained, tmp_path, "dtd", "--nb_epochs", "1", "--lr", "0.2", "--crop", "8")
+    again(trained, tmp_path, "dtd", "--nb_epochs", "1", "--lr", "0.2", "--step1", "7")
     assert records(tmp_path, "dtd")[0]["lr"] == 0.2
 
 
