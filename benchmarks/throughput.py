@@ -57,6 +57,7 @@ class Sizes:
     resize: int
     width: int
     repeats: int
+    num_images: int  # JPEGs of the data part
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -70,6 +71,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--resize", type=positive_int, default=72, help="side of evaluation crops")
     add("--width", type=positive_int, default=PAPER_WIDTH, help="channels of the stem")
     add("--repeats", type=positive_int, help="timed rounds; unset: 5 on a CPU, 50 on a GPU")
+    add("--num_images", type=positive_int, default=512, help="JPEGs of the data part")
     add("--json", type=Path, metavar="FILE", help="write the figures there too")
     add("--only_memory", choices=["plain", "fast"], help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -85,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         resize=args.resize,
         width=args.width,
         repeats=args.repeats or (50 if on_gpu else 5),
+        num_images=args.num_images,
     )
     if args.only_memory:
         print(peak_memory(args.only_memory, sizes, compute))
@@ -141,19 +144,19 @@ def compare(
 # --- Data ---------------------------------------------------------------------------------------
 
 
-def measure_data(sizes: Sizes, num_images: int = 512) -> dict[str, float]:
+def measure_data(sizes: Sizes) -> dict[str, float]:
     """One core: batches ready for the network from JPEGs, against the packed file."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return compare_data(Path(folder), sizes, num_images)
+            return compare_data(Path(folder), sizes)
     finally:
         torch.set_num_threads(threads)
 
 
-def compare_data(folder: Path, sizes: Sizes, num_images: int) -> dict[str, float]:
-    device = torch.device("cpu")
+def compare_data(folder: Path, sizes: Sizes) -> dict[str, float]:
+    device, num_images = torch.device("cpu"), sizes.num_images
     names = write_images(folder, num_images, sizes.resize)
     (folder / "made_up.json").write_text("made up")
     annotations = Annotations(
