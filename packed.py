@@ -134,8 +134,8 @@ def open_packed(
     read_annotations: Callable[[Path], Annotations],
 ) -> PackedImages:
     """The images that `annotation_path` lists, shorter side `side`, packed first if need be."""
-    path = folders.cachedir / f"{name}_{side}.pack"
-    digest = _sha256(annotation_path)
+    path = pack_file(folders, name, side)
+    digest = sha256_of(annotation_path)
     if path.exists():
         try:
             return _map(path, digest, side)
@@ -146,6 +146,11 @@ def open_packed(
     with replacing(path) as stream:
         _write(stream, annotations, digest, folders.datadir, side, label=f"packing {name}")
     return _map(path, digest, side)
+
+
+def pack_file(folders: DataFolders, name: str, side: int) -> Path:
+    """Where the packed images of e.g. "svhn_train" lie."""
+    return folders.cachedir / f"{name}_{side}.pack"
 
 
 class StalePackError(Exception):
@@ -186,27 +191,41 @@ def _write(
     stream: IO[bytes], annotations: Annotations, digest: str, datadir: Path, side: int, label: str
 ) -> None:
     """Decode all images into `stream`, then the index, then the header."""
-    count = len(annotations.file_names)
-    index = np.zeros(count, dtype=INDEX)
-    index["image_id"], index["label"] = annotations.image_ids, annotations.labels
+    index = new_index(annotations)
     stream.write(bytes(HEADER.size))
     offset = HEADER.size
     decoded = _decode_all(annotations.file_names, datadir, side)
-    for position, pixels in enumerate(track(decoded, count, label, unit="image")):
-        index[position]["offset"] = offset
-        index[position]["height"], index[position]["width"] = pixels.shape[:2]
+    for position, pixels in enumerate(track(decoded, len(index), label, unit="image")):
+        height, width, _ = pixels.shape
+        for field, value in (("offset", offset), ("height", height), ("width", width)):
+            index[field][position] = value
         stream.write(pixels.data)
         offset += pixels.nbytes
+    finish(stream, index, annotations.categories, digest, side)
+
+
+def new_index(annotations: Annotations) -> np.ndarray:
+    """One INDEX record an image, its place in the file and its size still 0."""
+    index = np.zeros(len(annotations.image_ids), dtype=INDEX)
+    index["image_id"], index["label"] = annotations.image_ids, annotations.labels
+    return index
+
+
+def finish(
+    stream: IO[bytes], index: np.ndarray, categories: np.ndarray, digest: str, side: int
+) -> None:
+    """Write index and facts after the pixels, where `stream` stands, and the header before them."""
     facts = {
         "version": VERSION,
         "side": side,
         "annotations_sha256": digest,
-        "categories": annotations.categories.tolist(),
+        "categories": categories.tolist(),
     }
-    tail = struct.pack("<Q", count) + index.tobytes() + json.dumps(facts).encode()
+    tail = struct.pack("<Q", len(index)) + index.tobytes() + json.dumps(facts).encode()
+    index_offset = stream.tell()
     stream.write(tail)
     stream.seek(0)
-    stream.write(HEADER.pack(MAGIC, offset, offset + len(tail), zlib.crc32(tail)))
+    stream.write(HEADER.pack(MAGIC, index_offset, index_offset + len(tail), zlib.crc32(tail)))
 
 
 def _decode_all(file_names: Sequence[str], datadir: Path, side: int) -> Iterator[np.ndarray]:
@@ -262,7 +281,8 @@ def resize_shorter_side(image: Image.Image, side: int) -> Image.Image:
     return image.resize((int(side * width / height), side), Image.Resampling.BILINEAR)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Hash of a file's bytes, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -11,7 +11,6 @@ show. Each form's peak memory is that of a process of its own.
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from PIL import Image, ImageFilter
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from arguments import Parser, positive_int
+from benchmarks.memory import peak_mib
 from benchmarks.plain_form import decode_batch, plain_optimizers, plain_predict, plain_train_step
 from compute_cost import macs_per_image
 from decathlon import TARGETS, DecathlonTask, TrainCrop
@@ -297,7 +297,7 @@ def peak_memory(form: str, sizes: Sizes, compute: Compute) -> float:
         step()
     if compute.device.type == "cuda":
         return torch.cuda.max_memory_allocated(compute.device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return peak_mib()
 
 
 # --- The whole Decathlon ------------------------------------------------------------------------
