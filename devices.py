@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from errors import SpotTuneError
 
@@ -33,6 +34,13 @@ class Compute:
         if not self.compiled:
             return function
         return torch.compile(function, mode="reduce-overhead", dynamic=False)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to the device without making the host wait for what the device is doing."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def choose_compute(device_name: str, precision: str, compiled: bool = False) -> Compute:

@@ -21,6 +21,7 @@ from pycocotools.coco import COCO
 from torch import Tensor
 
 from decathlon import IDS_PER_TASK, DecathlonTask, TrainCrop
+from devices import to_device
 from errors import SpotTuneError
 from models.resnet26 import SIDE_MULTIPLE
 from packed import Annotations, DataFolders, PackedImages, open_packed
@@ -290,12 +291,9 @@ def _centre(images: PackedImages, view: View, indices: np.ndarray) -> tuple[np.n
 def normalise(images_NHW3: Tensor, mean_311: Tensor, std_311: Tensor) -> Tensor:
     """uint8 N x H x W x 3 -> float32 N x 3 x H x W, channels_last: (x / 255 - mean) / std.
 
-    On the device of `mean_311`. To a GPU the pixels go from pinned memory, so that the copy runs
-    beside the computation.
+    On the device of `mean_311`: bytes travel, a quarter of what float32 would take.
     """
-    if mean_311.device.type == "cuda":
-        images_NHW3 = images_NHW3.pin_memory().to(mean_311.device, non_blocking=True)
-    images_N3HW = images_NHW3.to(mean_311.device).permute(0, 3, 1, 2)
+    images_N3HW = to_device(images_NHW3, mean_311.device).permute(0, 3, 1, 2)
     return images_N3HW.float().div_(255).sub_(mean_311).div_(std_311)
 
 

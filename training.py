@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from devices import Compute
+from devices import Compute, to_device
 from gumbel_softmax import gumbel_noise
 from imdbfolder_coco import Batch, EpochOrder, View, evaluation_order, normalise, training_order
 from methods import Rates
@@ -121,7 +121,7 @@ class TaskData:
         batches = order.batches(self.images, self.view, batch_size)
         for batch in track(batches, num_batches, label):
             images = normalise(batch.images_NHW3, mean, std)
-            yield batch, images, batch.labels_N.to(device)
+            yield batch, images, to_device(batch.labels_N, device)
 
 
 def train_epoch(
@@ -130,13 +130,12 @@ def train_epoch(
     """One pass over the shuffled images; the same `seed`, (seed, task, epoch), the same pass."""
     method, device = trainer.method.train(), trainer.compute.device
     order = training_order(data.images, data.view, *seed)
-    noise = noise_for(method, len(data.images), *seed)
+    noise = noise_for(method, len(data.images), *seed).to(device)
     loss_sum = torch.zeros((), device=device)
     correct = torch.zeros((), device=device, dtype=torch.int64)
     fine_tuned_L = torch.zeros(method.num_blocks, device=device)
     for batch, images, labels in data.on_device(order, trainer.batch_size, device, label):
-        noise_NL2 = noise[batch.positions].to(device)
-        step = trainer.step(images, labels, noise_NL2)
+        step = trainer.step(images, labels, noise[batch.positions])
         loss_sum += step.loss_sum
         correct += step.correct
         fine_tuned_L += step.fine_tuned_L
@@ -181,7 +180,7 @@ def predict(
     labels, losses, decisions = [], [], []
     order = evaluation_order(data.images, data.view)
     for batch, images, true_labels in data.on_device(order, batch_size, compute.device, label):
-        noise_NL2 = None if noise is None else noise[batch.positions].to(compute.device)
+        noise_NL2 = None if noise is None else to_device(noise[batch.positions], compute.device)
         with compute.autocast():
             scores_NK, decisions_NL = evaluator(images, noise_NL2)
         labels.append(scores_NK.argmax(dim=1))
