@@ -99,7 +99,8 @@ def write_task(folder: Path, count: int, side: int) -> None:
         classes = [TASK.first_category_id + label for label in range(TASK.num_classes)]
         content = {
             "images": [
-                {"id": i, "file_name": f"{prefix}/{n}"} for i, n in zip(ids, names, strict=True)
+                {"id": i, "file_name": f"data/{TASK.name}/{split}/{name}"}
+                for i, name in zip(ids, names, strict=True)
             ],
             "annotations": [
                 {"id": i, "image_id": i, "category_id": classes[i % len(classes)]} for i in ids
