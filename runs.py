@@ -107,7 +107,7 @@ def fit(
         _check_finite(trained.loss, label)
         is_last = epoch + 1 == settings.epochs
         is_tested = is_last or (epoch + 1) % eval_every == 0
-        tested = evaluate(run, method, val_data, epoch, compute) if is_tested else None
+        tested = evaluate(run, method, val_data, compute) if is_tested else None
         record = epoch_record(epoch, settings, multiplier, trained, tested)
         record["seconds"] = round(seconds, 3)
         record["images_per_second"] = round(len(train_data.images) / seconds, 1)
@@ -157,12 +157,13 @@ def _check_momenta(optimizer: torch.optim.Optimizer) -> None:
                 raise ValueError("a momentum is missing or has another shape")
 
 
-def evaluate(
-    run: Run, method: nn.Module, val_data: TaskData, epoch: int, compute: Compute
-) -> EpochResult:
-    """Loss, accuracy and decisions on the val images, with the run's test-time policy."""
+def evaluate(run: Run, method: nn.Module, val_data: TaskData, compute: Compute) -> EpochResult:
+    """Loss, accuracy and decisions on the val images, with the run's test-time policy.
+
+    Drawn decisions are those of submit_val.py with the same seed.
+    """
     settings = run.settings
-    seed = (settings.seed, run.task, epoch)
+    seed = (settings.seed, run.task, "val")
     label = f"{run.task} val"
     predictions = predict(
         method, val_data, settings.batch_size, settings.policy, seed, compute, label

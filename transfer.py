@@ -138,7 +138,7 @@ def adopted_record(run: Run, method: PlainNetwork, place: Workplace) -> dict:
     val_data = place.data(SOURCE, ("val",), run.settings)
     check_categories(run.task, run.categories, val_data.images.categories.tolist())
     method.to(place.compute.device, memory_format=torch.channels_last)
-    tested = evaluate(run, method, val_data, 0, place.compute)
+    tested = evaluate(run, method, val_data, place.compute)
     say(f"{SOURCE.name}: the pretrained weights reach {tested.accuracy:.1f} % on val")
     return {"epoch": 0, **val_fields(tested, seen_in_training=False)}
 

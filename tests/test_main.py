@@ -254,6 +254,23 @@ def test_the_scored_submission_is_the_accuracy_of_the_last_epoch(trained, tmp_pa
         assert scored[task.name]["accuracy"] == pytest.approx(expected), task.name
 
 
+def test_sampled_answers_are_those_of_the_record(trained, tmp_path):
+    again(trained, tmp_path, "svhn", "dtd", "--policy", "sample")
+    out = tmp_path / "results.json"
+    flags = ["--datadir", str(trained.root), "--ckpdir", str(tmp_path), "--out", str(out)]
+    submit_val.main([*flags, "--device", "cpu", "--policy", "sample", "--tasks", "svhn", "dtd"])
+    labels = {}
+    for task in ("svhn", "dtd"):
+        content = json.loads((trained.root / f"annotations/{task}_val.json").read_text())
+        labels |= {a["image_id"]: a["category_id"] for a in content["annotations"]}
+    answers = json.loads(out.read_text())
+    for number, task in ((8, "svhn"), (4, "dtd")):
+        ours = [a for a in answers if a["image_id"] // 10**7 == number]
+        right = [labels[a["image_id"]] == a["category_id"] for a in ours]
+        expected = records(tmp_path, task)[-1]["val_accuracy"]
+        assert 100 * sum(right) / len(right) == pytest.approx(expected)
+
+
 def test_zip_packs_the_same_answers_for_the_server(trained, tmp_path):
     out = tmp_path / "results.json"
     answers_of(submit_test, trained, out, "--zip")
