@@ -77,6 +77,7 @@ def test_random_windows_reach_every_corner_evenly():
         counts = np.bincount(corners, minlength=most + 1)
         assert len(counts) == most + 1
         assert counts == pytest.approx(20_000 / (most + 1), rel=0.2)
+    assert abs(np.corrcoef(order.tops, order.lefts)[0, 1]) < 0.05
 
 
 def blank_images(heights, widths):

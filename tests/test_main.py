@@ -9,6 +9,8 @@ import torch
 from conftest import REPOSITORY, SHARED, SMALL, run_script
 
 import main
+import predictions
+import runs
 import score
 import submit_test
 import submit_val
@@ -17,6 +19,7 @@ from decathlon import SOURCE, TARGETS, TASKS
 from errors import SpotTuneError
 from mean_std import read_mean_std
 from records import TIMING_FIELDS
+from training import predict
 
 OWN = REPOSITORY / "decathlon_mean_std.pickle"
 
@@ -254,11 +257,22 @@ def test_the_scored_submission_is_the_accuracy_of_the_last_epoch(trained, tmp_pa
         assert scored[task.name]["accuracy"] == pytest.approx(expected), task.name
 
 
-def test_sampled_answers_are_those_of_the_record(trained, tmp_path):
+def test_sampled_answers_are_those_of_the_record(trained, tmp_path, monkeypatch):
+    asked = []
+
+    def observed(*arguments):
+        asked.append(arguments[3:5])
+        return predict(*arguments)
+
+    monkeypatch.setattr(predictions, "predict", observed)
+    monkeypatch.setattr(runs, "predict", observed)
     again(trained, tmp_path, "svhn", "dtd", "--policy", "sample")
     out = tmp_path / "results.json"
     flags = ["--datadir", str(trained.root), "--ckpdir", str(tmp_path), "--out", str(out)]
     submit_val.main([*flags, "--device", "cpu", "--policy", "sample", "--tasks", "svhn", "dtd"])
+    seeds = {(0, "svhn", "val"), (0, "dtd", "val")}
+    assert set(asked) == {("sample", seed) for seed in seeds}
+    assert len(asked) == 2 * 2 + 2  # after each of two epochs, and in the submission
     labels = {}
     for task in ("svhn", "dtd"):
         content = json.loads((trained.root / f"annotations/{task}_val.json").read_text())

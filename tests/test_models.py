@@ -82,6 +82,7 @@ def test_the_kept_blocks_batch_norm_trains_and_follows_the_new_task():
 
 
 def tiny_spottune_and_its_source():
+    torch.manual_seed(0)
     pretrained = resnet26(5, width=4)
     perturb_(pretrained)
     return SpotTuneNet(copy.deepcopy(pretrained)).eval(), pretrained.eval()
