@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,11 +16,15 @@ import score
 import submit_test
 import submit_val
 from checkpoints import Checkpoint
-from decathlon import SOURCE, TARGETS, TASKS
+from decathlon import SOURCE, TARGETS, TASK_BY_NAME, TASKS
+from devices import Compute
 from errors import SpotTuneError
+from imdbfolder_coco import View
 from mean_std import read_mean_std
+from packed import DataFolders
 from records import TIMING_FIELDS
 from training import predict
+from transfer import Workplace
 
 OWN = REPOSITORY / "decathlon_mean_std.pickle"
 
@@ -180,6 +185,17 @@ def test_the_defaults_are_the_released_ones():
     assert (args.source_epochs, args.source_steps) == (120, [80, 100])
     assert (args.resize, args.crop, args.width, args.seed) == (72, 64, 32, 0)
     assert (args.train_split, args.policy) == ("trainval", "argmax")
+
+
+@pytest.mark.parametrize(
+    ("splits", "view"), [(("train", "val"), View(16, 16, random=True)), (("val",), View(24, 24))]
+)
+def test_training_sees_random_crops_and_evaluation_the_centre(splits, view, trained, tmp_path):
+    folders = DataFolders(trained.root, trained.root / "annotations", tmp_path)
+    place = Workplace(folders, tmp_path, {}, Compute(torch.device("cpu"), "fp32"), 1)
+    settings = Checkpoint.load(trained.ckpdir / "dtd/checkpoint.pt").settings
+    data = place.data(TASK_BY_NAME["dtd"], splits, replace(settings, resize=24, crop=16))
+    assert data.view == view
 
 
 def test_the_test_policy_reaches_both_record_and_submission(trained, tmp_path):

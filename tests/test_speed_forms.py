@@ -108,7 +108,7 @@ def test_scores_and_logits_are_float32_in_bf16_too():
     """In bf16 themselves they would tie, and a tie decides by position."""
     method = new_method()
     images, _, noise = batch(0)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with Compute(torch.device("cpu"), "bf16").autocast():
         assert method(images, noise)[0].dtype == torch.float32
         assert method.policy_net(images).dtype == torch.float32
         assert method.net.stem(images).dtype == torch.bfloat16
