@@ -1,4 +1,5 @@
 # make demo: the whole road on made-up data.   make test: linter, formatter and all tests.
+# make venv: only the environment, for the commands of the README.
 PYTHON ?= python3
 VENV = .venv
 RUN = $(VENV)/bin/python
@@ -7,7 +8,7 @@ DEMO = demo
 DEMO_DATA = --datadir $(DEMO)/decathlon-1.0 --ckpdir $(DEMO)/checkpoints
 DEMO_SIZE = --resize 40 --crop 32 --width 8 --batch_size 16
 
-.PHONY: demo test clean
+.PHONY: venv demo test clean
 
 # The file is made last, so that a broken installation is started anew.
 $(VENV)/installed: requirements.txt
@@ -15,6 +16,8 @@ $(VENV)/installed: requirements.txt
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet -r requirements.txt
 	touch $@
+
+venv: $(VENV)/installed
 
 demo: $(VENV)/installed
 	$(RUN) make_sample_data.py $(DEMO)

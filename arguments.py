@@ -9,6 +9,7 @@ from decathlon import TASK_BY_NAME
 from errors import SpotTuneError
 from models.resnet26 import SIDE_MULTIPLE
 from packed import DataFolders
+from settings import LARGEST, POLICIES
 
 SMALLEST_SIDE = 2 * SIDE_MULTIPLE
 
@@ -50,26 +51,26 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Where data, annotations and checkpoints lie."""
     parser.add_argument(
         "--datadir",
-        type=Path,
+        type=folder,
         default=Path("data/decathlon-1.0"),
         metavar="DIR",
         help="the unpacked Decathlon, holding data/<task>/...",
     )
     parser.add_argument(
         "--imdbdir",
-        type=Path,
+        type=folder,
         metavar="DIR",
         help="folder of <task>_<split>.json; unset: annotations/ below --datadir",
     )
     parser.add_argument(
         "--cachedir",
-        type=Path,
+        type=folder,
         metavar="DIR",
         help="folder for the decoded images; unset: packed/ below --datadir",
     )
     parser.add_argument(
         "--ckpdir",
-        type=Path,
+        type=folder,
         default=Path("checkpoints"),
         metavar="DIR",
         help="one folder per task: checkpoint, records, curves",
@@ -88,7 +89,7 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--policy",
-        choices=["argmax", "sample"],
+        choices=POLICIES,
         default="argmax",
         help="at test time: the likelier decision, or a seeded draw (the released "
         "code draws, unseeded)",
@@ -124,14 +125,18 @@ def data_folders(datadir: Path, imdbdir: Path | None, cachedir: Path | None) -> 
     return DataFolders(datadir, imdbdir, cachedir or datadir / "packed")
 
 
+def folder(text: str) -> Path:
+    """An argparse type: a path that is not empty, as an unset shell variable would be."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name given; expected a folder")
+    return Path(text)
+
+
 def check_sides(resize: int, crop: int) -> None:
     """Raise SpotTuneError unless both are multiples of 8 and the crop fits into the image."""
     for flag, side in (("--resize", resize), ("--crop", crop)):
-        if side < SMALLEST_SIDE:
-            raise SpotTuneError(
-                f"{flag} {side}: expected at least {SMALLEST_SIDE}, since the last blocks see an "
-                f"eighth of it"
-            )
+        if not SMALLEST_SIDE <= side <= LARGEST:
+            raise SpotTuneError(f"{flag} {side}: expected between {SMALLEST_SIDE} and {LARGEST}")
         if side % SIDE_MULTIPLE:
             below = side // SIDE_MULTIPLE * SIDE_MULTIPLE
             raise SpotTuneError(

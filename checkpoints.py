@@ -6,6 +6,7 @@ which runs nothing that the file says.
 
 import errno
 import hashlib
+import io
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from errors import SpotTuneError
-from files import replacing
+from files import write_whole
 from settings import Settings
 
 # What torch.load raises for files that it cannot read, depending on where they are broken.
@@ -30,6 +31,15 @@ UNREADABLE = (
     pickle.UnpicklingError,
 )
 FORMAT = "spottune-decathlon-1"
+# Of each record, what tables and curves are made from.
+RECORDED = {
+    "epoch": (int,),
+    "val_accuracy": (float, type(None)),
+    "val_loss": (float, type(None)),
+    "val_fine_tuned_share": (list, type(None)),
+    "val_seen_in_training": (bool,),
+}
+REMOVE = "Remove it to train the task again"
 CHECKPOINT = "checkpoint.pt"  # in a task's folder
 
 
@@ -48,27 +58,28 @@ class Checkpoint:
     def save(self, path: Path) -> None:
         """Put the checkpoint in the place of `path`, whole or not at all."""
         content = {"format": FORMAT, **vars(self), "settings": self.settings.as_plain()}
-        with replacing(path) as stream:
-            torch.save(content, stream)
+        whole = io.BytesIO()  # torch.save hides the reason when writing to a disk fails
+        torch.save(content, whole)
+        write_whole(path, whole.getbuffer())
 
     @classmethod
-    def load(cls, path: Path) -> "Checkpoint":
+    def load(cls, path: Path, advice: str = REMOVE) -> "Checkpoint":
         """Read a checkpoint of this project onto the CPU.
 
-        Raises SpotTuneError for a file that is missing, cut short, or not one of ours.
+        Raises SpotTuneError, ending in `advice`, for a file that is missing, cut short, or not one
+        of ours.
         """
-        content = _read(path)
+        content = _read(path, advice)
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise SpotTuneError(
-                f"{path}: not a checkpoint of this project; expected one that main.py wrote"
+                f"{path}: not a checkpoint of this project; expected one that main.py wrote. "
+                f"{advice}"
             )
         try:
             checkpoint = cls(**{**content, "settings": Settings.from_plain(content["settings"])})
             _check_types(checkpoint)
         except (TypeError, KeyError, AttributeError) as error:
-            raise SpotTuneError(
-                f"{path}: a damaged checkpoint ({error}). Remove it to train the task again"
-            ) from error
+            raise SpotTuneError(f"{path}: a damaged checkpoint ({error}). {advice}") from error
         return checkpoint
 
     def load_into(self, method: nn.Module, path: Path) -> None:
@@ -79,24 +90,23 @@ class Checkpoint:
             reason = " ".join(str(error).split())[:160]
             raise SpotTuneError(
                 f"{path}: its weights do not fit the {self.kind} network that it describes "
-                f"({reason}). Remove it to train the task again"
+                f"({reason}). {REMOVE}"
             ) from error
 
 
-def _read(path: Path) -> object:
+def _read(path: Path, advice: str) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise SpotTuneError(f"{path}: no such checkpoint. Train the task with main.py") from error
     except UNREADABLE as error:
         raise SpotTuneError(
-            f"{path}: not a readable checkpoint; it may be cut short, or not one of ours. Remove "
-            f"it to train the task again"
+            f"{path}: not a readable checkpoint; it may be cut short, or not one of ours. {advice}"
         ) from error
     except OSError as error:
         if error.errno != errno.EINVAL:  # a damaged length leads outside the file
             raise
-        raise SpotTuneError(f"{path}: a damaged file. Remove it to train the task again") from error
+        raise SpotTuneError(f"{path}: a damaged checkpoint. {advice}") from error
 
 
 def _check_types(checkpoint: Checkpoint) -> None:
@@ -116,10 +126,21 @@ def _check_types(checkpoint: Checkpoint) -> None:
         raise TypeError("its weights are not of the width that it names")
     if shapes.get("net.head.linear.bias") != [len(checkpoint.categories)]:
         raise TypeError("its classifier does not have as many classes as it names")
-    for record in checkpoint.history:
-        missing = {"epoch", "val_accuracy", "val_seen_in_training"} - record.keys()
-        if missing:
-            raise TypeError(f"a record lacks {sorted(missing)}")
+    if not all(tensor.isfinite().all() for tensor in checkpoint.weights.values()):
+        raise TypeError("it has weights that are not finite")
+    _check_history(checkpoint)
+
+
+def _check_history(checkpoint: Checkpoint) -> None:
+    """One record an epoch, in order; epoch 0 is the evaluation of weights from a file."""
+    first = 0 if checkpoint.settings.epochs == 0 else 1
+    for number, record in enumerate(checkpoint.history, start=first):
+        missing = RECORDED.keys() - record.keys()
+        if missing or record["epoch"] != number:
+            raise TypeError(f"its record of epoch {number} lacks {sorted(missing) or 'its number'}")
+        for name, types in RECORDED.items():
+            if type(record[name]) not in types:
+                raise TypeError(f"{name} in its record of epoch {number} is no number")
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:

@@ -454,7 +454,7 @@ for name in $needed; do
 done
 
 if all_in_place; then
-  echo "$root: everything is in place, nothing to do"
+  echo "$root: the nine target tasks are in place, nothing to do"
 else
   { mkdir -p "$downloads" && : >>"$downloads/.lock"; } 2>/dev/null ||
     die "$downloads cannot be written to; check its permissions and the space left, or name another folder"
@@ -482,7 +482,7 @@ else
     echo "$archive is no longer needed and may be deleted"
   fi
   rm -rf "$root/.unpacking" "$root/data/.unpacking"
-  echo "$root: everything is in place"
+  echo "$root: the nine target tasks are in place"
 fi
 
 for folder in "$root/annotations" "$root"/data/*/; do

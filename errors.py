@@ -2,8 +2,10 @@
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 # Faults of the machine rather than of the code, and what a user can do about each.
 REMEDIES = {
@@ -20,6 +22,7 @@ REMEDIES = {
 }
 READER_GONE = 141  # the status of a program that SIGPIPE ends: 128 + 13
 STOPPED = 130  # the shell's convention for Ctrl-C
+TERMINATED = 143  # and for SIGTERM
 
 
 class SpotTuneError(Exception):
@@ -31,22 +34,34 @@ def run_script(main: Callable[[], None]) -> None:
 
     Any other exception is a bug and shows its traceback.
     """
+    signal.signal(signal.SIGTERM, _stop)
     try:
         main()
         print(end="", flush=True)  # Python would flush at exit, too late to tell a fault kindly
     except BrokenPipeError:  # `score.py | head`: no mistake, only nobody left to tell
         sys.exit(READER_GONE)
     except KeyboardInterrupt:
+        print("stopped; the same command goes on where it can", file=sys.stderr)
         sys.exit(STOPPED)
     except SpotTuneError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")
     except OSError as error:
         if error.errno not in REMEDIES:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"error: {where}{REMEDIES[error.errno]}")
+        sys.exit(f"error: {printable(where)}{REMEDIES[error.errno]}")
     finally:
         drop_what_cannot_be_printed()
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    """Let a SIGTERM unwind the program, so that half-written files are removed."""
+    sys.exit(TERMINATED)
+
+
+def printable(text: str) -> str:
+    """`text` without what could steer a terminal: files may hold any name."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def drop_what_cannot_be_printed() -> None:

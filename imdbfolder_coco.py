@@ -28,6 +28,7 @@ from packed import Annotations, DataFolders, PackedImages, open_packed
 from randomness import generator
 
 UNLABELLED = -1
+FETCH_AGAIN = "Remove the annotations folder and fetch it again with ./download_data.sh"
 ANNOTATION_SUFFIX = {"train": "train", "val": "val", "test": "test_stripped"}
 
 
@@ -57,7 +58,7 @@ def read_annotations(path: Path) -> Annotations:
         raise SpotTuneError(
             f"{path}: not in the Decathlon's COCO-style form ({type(error).__name__}: {error}); "
             f"expected images with id and file_name, annotations with image_id and category_id, "
-            f"and categories with id. Fetch it again with ./download_data.sh"
+            f"and categories with id. {FETCH_AGAIN}"
         ) from error
 
 
@@ -67,13 +68,12 @@ def _read_coco(path: Path) -> COCO:
         dataset = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise SpotTuneError(
-            f"{path}: not a readable JSON file ({error}); it may be cut short. "
-            f"Fetch it again with ./download_data.sh"
+            f"{path}: not a readable JSON file ({error}); it may be cut short. {FETCH_AGAIN}"
         ) from error
     if not isinstance(dataset, dict) or not {"images", "categories"} <= dataset.keys():
         raise SpotTuneError(
             f"{path}: expected a JSON object with images and categories, as in the Decathlon's "
-            f"annotations; found something else. Fetch it again with ./download_data.sh"
+            f"annotations; found something else. {FETCH_AGAIN}"
         )
     coco = COCO()
     coco.dataset = dataset
@@ -83,7 +83,7 @@ def _read_coco(path: Path) -> COCO:
     except (KeyError, TypeError, AttributeError) as error:
         raise SpotTuneError(
             f"{path}: an entry of images, annotations or categories lacks its id "
-            f"({type(error).__name__}: {error}). Fetch it again with ./download_data.sh"
+            f"({type(error).__name__}: {error}). {FETCH_AGAIN}"
         ) from error
     return coco
 
@@ -101,7 +101,7 @@ def _category_ids(coco: COCO, path: Path) -> list[int]:
 def _check_images(image_ids: Sequence[int], file_names: Sequence[str], path: Path) -> None:
     """Ids are distinct integers; file names stay inside the data folder."""
     if not image_ids:
-        raise SpotTuneError(f"{path}: lists no images. Fetch it again with ./download_data.sh")
+        raise SpotTuneError(f"{path}: lists no images. {FETCH_AGAIN}")
     if not all(type(image_id) is int for image_id in image_ids):
         raise SpotTuneError(f"{path}: expected integers as image ids; found something else")
     if len(set(image_ids)) < len(image_ids):

@@ -27,11 +27,11 @@ from mean_std import read_mean_std
 from models.resnet26 import PAPER_WIDTH
 from plots import draw_fine_tuned_share
 from progress import say
-from settings import Settings
-from transfer import TRAIN_SPLITS, Workplace, source_weights, train_target
+from settings import TRAIN_SPLITS, Settings
+from transfer import Workplace, refuse_adopted, source_weights, train_target
 
 OWN_MEAN_STD = Path(__file__).parent / "decathlon_mean_std.pickle"
-RELEASED_WEIGHTS = Path("resnet26_pretrained.t7")
+RELEASED_WEIGHTS = "resnet26_pretrained.t7"  # looked for here and beside this script
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -142,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks = [TASK_BY_NAME[name] for name in dict.fromkeys(args.tasks)]
     pretrained = pretrained_file(args.pretrained)
     check_tasks(tasks, place, pretrained)
+    if str(args.pretrained) == "none":
+        refuse_adopted(place.checkpoint(SOURCE))
 
     say(f"SpotTune on {describe(place.compute)}; seed {args.seed}, records in {args.ckpdir}")
     weights, history = source_weights(place, for_source, pretrained, SOURCE in tasks)
@@ -155,7 +157,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def pretrained_file(named: Path | None) -> Path | None:
     """The file of source weights: the one named, or the released one where it lies here."""
     if named is None:
-        return RELEASED_WEIGHTS if RELEASED_WEIGHTS.is_file() else None
+        places = (Path(RELEASED_WEIGHTS), Path(__file__).parent / RELEASED_WEIGHTS)
+        return next((place for place in places if place.is_file()), None)
     if str(named) == "none":
         return None
     if not named.is_file():

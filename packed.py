@@ -181,10 +181,20 @@ def _map(path: Path, annotations_sha256: str, side: int) -> PackedImages:
         raise StalePackError("its index makes no sense") from error
     if known != {"version": VERSION, "side": side, "annotations_sha256": annotations_sha256}:
         raise StalePackError("made from other annotations, or by another version")
-    ends = index["offset"] + 3 * index["height"].astype(np.uint64) * index["width"]
-    if (ends > index_offset).any():
-        raise StalePackError("its index points outside its pixels")
+    if not _makes_sense(index, categories, side, index_offset):
+        raise StalePackError("its index points outside its pixels or categories")
     return PackedImages([pixels], [index], categories)
+
+
+def _makes_sense(index: np.ndarray, categories: np.ndarray, side: int, index_offset: int) -> bool:
+    """Whether every image lies among the pixels and every label among the categories."""
+    if not len(index) or categories.ndim != 1 or not len(categories):
+        return False
+    sizes = 3.0 * index["height"] * index["width"]  # as float, which does not wrap around
+    inside = (index["offset"] >= HEADER.size) & (index["offset"] + sizes <= index_offset)
+    sides = np.minimum(index["height"], index["width"]) == side
+    labels = (index["label"] >= -1) & (index["label"] < len(categories))
+    return bool((inside & sides & labels).all())
 
 
 def _write(
@@ -260,14 +270,14 @@ def decode_image(path: Path, side: int) -> np.ndarray:
     except FileNotFoundError as error:
         raise SpotTuneError(
             f"{path}: listed in the annotations, but there is no such file. Check --datadir, or "
-            f"fetch the data again with ./download_data.sh"
+            f"remove the task's folder and fetch it again with ./download_data.sh"
         ) from error
     except PermissionError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SpotTuneError(
-            f"{path}: cannot be decoded as an image ({error}); it may be cut short. Fetch the data "
-            f"again with ./download_data.sh"
+            f"{path}: cannot be decoded as an image ({error}); it may be cut short. Remove "
+            f"the task's folder and fetch it again with ./download_data.sh"
         ) from error
 
 

@@ -7,6 +7,7 @@ results.json; the server takes it zipped.
 import argparse
 import io
 import json
+import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,6 +102,8 @@ def parse_args(split: str, description: str, argv: Sequence[str] | None) -> argp
 def check_output(path: Path, zipped: bool) -> None:
     """Raise SpotTuneError before any work if the answers could not be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise SpotTuneError(f"--out {path}: that folder cannot be written to; name another")
     if path.is_dir() or (zipped and path.suffix == ".zip"):
         raise SpotTuneError(f"--out {path}: expected the name of a file such as results.json")
 
@@ -123,6 +126,8 @@ def predict_task(task: DecathlonTask, question: Question, compute: Compute) -> l
     """One answer for every image of the split, in the annotations' order."""
     path = question.checkpoint(task)
     checkpoint = Checkpoint.load(path)
+    if checkpoint.task != task.name:
+        raise SpotTuneError(f"{path}: is of {checkpoint.task}; expected {task.name}")
     settings = checkpoint.settings
     images = load_images(task, [question.split], question.folders, settings.resize)
     check_categories(task.name, checkpoint.categories, images.categories.tolist())
@@ -168,3 +173,4 @@ def write_answers(answers: list[dict[str, int]], path: Path, zipped: bool) -> No
         with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("results.json", text)
         write_whole(path.with_suffix(".zip"), content.getvalue())
+        say(f"{path.with_suffix('.zip')}: the same, packed for the server")

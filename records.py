@@ -14,9 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from compute_cost import macs_per_image
 from devices import Compute
 from files import write_whole
+from imdbfolder_coco import View
 from settings import Settings
 from training import EpochResult
 
@@ -73,13 +76,32 @@ def write_records(folder: Path, history: Sequence[Mapping]) -> None:
 
 
 def write_surroundings(
-    folder: Path, task: str, kind: str, settings: Settings, compute: Compute
+    folder: Path,
+    arguments: Mapping[str, object],
+    compute: Compute,
+    method: nn.Module,
+    view: View,
 ) -> None:
-    """arguments.json and environment.json."""
+    """arguments.json, environment.json, and the cost of predicting images of `view`'s size."""
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = {"task": task, "kind": kind, **settings.as_plain()}
-    for name, content in (("arguments", arguments), ("environment", environment(compute))):
+    contents = {
+        "arguments": arguments,
+        "environment": environment(compute),
+        "cost": cost(method, view),
+    }
+    for name, content in contents.items():
         write_whole(folder / f"{name}.json", (json.dumps(content, indent=2) + "\n").encode())
+
+
+def cost(method: nn.Module, view: View) -> dict[str, object]:
+    """Parameters of the method, and MACs of one image of `view`'s size in its quicker form."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in method.parameters()]
+    return {
+        "parameters": sum(size for size, _ in sizes),
+        "trained_parameters": sum(size for size, trains in sizes if trains),
+        "image": [view.height, view.width],
+        "macs_per_image": macs_per_image(method.evaluator(), view.height, view.width),
+    }
 
 
 def environment(compute: Compute) -> dict[str, object]:

@@ -38,6 +38,10 @@ class Run:
     def path(self) -> Path:
         return self.folder / CHECKPOINT
 
+    def arguments(self) -> dict[str, object]:
+        """What arguments.json holds."""
+        return {"task": self.task, "kind": self.kind, **self.settings.as_plain()}
+
     def found(self) -> Checkpoint | None:
         """The checkpoint to go on from, or None. Raises SpotTuneError if it is another run's."""
         if not self.path.exists():
@@ -95,7 +99,7 @@ def fit(
     optimizers = trainer.optimizers
     history = _restore(run, method, optimizers)
     if len(history) < settings.epochs:
-        write_surroundings(run.folder, run.task, run.kind, settings, compute)
+        write_surroundings(run.folder, run.arguments(), compute, method, val_data.view)
     for epoch in range(len(history), settings.epochs):
         multiplier = lr_multiplier(epoch, settings.milestones)
         _set_learning_rates(optimizers, (settings.lr, settings.lr_agent), multiplier)
@@ -143,8 +147,10 @@ def _restore(run: Run, method: nn.Module, optimizers: Sequence) -> list[dict]:
             f"{run.path}: its optimisers' state does not fit ({error}). Remove it to train the "
             f"task again"
         ) from error
-    done = len(checkpoint.history)
-    say(f"{run.task}: {done} of {run.settings.epochs} epochs were finished before")
+    done, asked = len(checkpoint.history), run.settings.epochs
+    say(f"{run.task}: {done} of {asked} epochs were finished before")
+    if done >= asked and checkpoint.settings.policy != run.settings.policy:
+        say(f"{run.task}: its figures stay those of --policy {checkpoint.settings.policy}")
     return checkpoint.history
 
 
@@ -153,7 +159,10 @@ def _check_momenta(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             momentum = optimizer.state[parameter].get("momentum_buffer")
-            if momentum is None or momentum.shape != parameter.shape:
+            if momentum is None or (momentum.shape, momentum.dtype) != (
+                parameter.shape,
+                parameter.dtype,
+            ):
                 raise ValueError("a momentum is missing or has another shape")
 
 

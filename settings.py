@@ -1,8 +1,12 @@
 """Everything that a task's result depends on, besides its images."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
+LARGEST = 1024  # channels of a stem, or pixels of a side
+POLICIES = ("argmax", "sample")
+TRAIN_SPLITS = {"trainval": ("train", "val"), "train": ("train",)}
 TUPLES = ("milestones", "mean", "std")
 
 
@@ -39,7 +43,20 @@ class Settings:
             expected = tuple if field.name in TUPLES else field.type
             if type(getattr(settings, field.name)) is not expected:
                 raise TypeError(f"{field.name} is not of type {expected.__name__}")
+        settings.check_ranges()
         return settings
+
+    def check_ranges(self) -> None:
+        """Raise TypeError where a value cannot come from the command line."""
+        if not (0 < self.width <= LARGEST and 0 < self.crop <= self.resize <= LARGEST):
+            raise TypeError(f"width, crop and resize are not between 1 and {LARGEST}, in order")
+        if self.policy not in POLICIES or self.train_split not in TRAIN_SPLITS:
+            raise TypeError("policy or train_split is none of the known ones")
+        colours = self.mean + self.std
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise TypeError("mean and std are not three numbers each")
+        if not all(type(c) is float and math.isfinite(c) for c in colours) or min(self.std) <= 0:
+            raise TypeError("mean and std are not finite numbers, std above 0")
 
     def difference(self, other: "Settings") -> tuple[str, object, object] | None:
         """Name and both values of the first setting that keeps `other` from going on as `self`.

@@ -15,7 +15,14 @@ from checkpoints import CHECKPOINT, Checkpoint
 from decathlon import SOURCE, DecathlonTask
 from devices import Compute
 from errors import SpotTuneError
-from imdbfolder_coco import annotation_file, check_categories, load_images, require_labels, view_of
+from imdbfolder_coco import (
+    View,
+    annotation_file,
+    check_categories,
+    load_images,
+    require_labels,
+    view_of,
+)
 from methods import PlainNetwork, SpotTune
 from models.pretrained import SourceWeights
 from models.resnet26 import resnet26
@@ -24,10 +31,8 @@ from progress import say
 from randomness import seeded_initialisation
 from records import val_fields, write_surroundings
 from runs import Run, evaluate, fit
-from settings import Settings
+from settings import TRAIN_SPLITS, Settings
 from training import TaskData
-
-TRAIN_SPLITS = {"trainval": ("train", "val"), "train": ("train",)}
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,15 @@ def was_adopted(source: Checkpoint) -> bool:
     return source.settings.source_sha256 != ""
 
 
+def refuse_adopted(path: Path) -> None:
+    """Raise SpotTuneError if the source's checkpoint is not of a network trained here."""
+    if path.exists() and was_adopted(Checkpoint.load(path)):
+        raise SpotTuneError(
+            f"{path}: was taken from a file, but --pretrained none asks for a source network that "
+            f"is trained here. Name another --ckpdir, or leave --pretrained out"
+        )
+
+
 def adopt_source(
     place: Workplace,
     settings: Settings,
@@ -128,7 +142,8 @@ def adopt_source(
     elif evaluated and not history:
         say(f"{SOURCE.name}: its images are not in {place.folders.datadir}, so it is not evaluated")
     if found is None or found.history != history:
-        write_surroundings(run.folder, run.task, run.kind, settings, place.compute)
+        view = View(settings.resize, settings.resize)
+        write_surroundings(run.folder, run.arguments(), place.compute, method, view)
         run.save(method, [], history)
     return history
 

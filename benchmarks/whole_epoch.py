@@ -118,7 +118,7 @@ def write_source(path: Path, width: int) -> None:
     settings = Settings(
         epochs=0, milestones=(), lr=0.1, lr_agent=0.01, weight_decay=0.0, batch_size=128,
         resize=72, crop=64, width=width, seed=0, train_split="train", policy="argmax",
-        precision="fp32", mean=(), std=(), source_sha256="",
+        precision="fp32", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), source_sha256="",
     )  # fmt: skip
     weights = method.state_dict()
     Checkpoint(SOURCE.name, "source", categories, settings, weights, [], []).save(path)

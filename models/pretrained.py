@@ -70,7 +70,7 @@ def read_source_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _weights_of_checkpoint(path: Path) -> dict[str, Tensor]:
-    checkpoint = Checkpoint.load(path)
+    checkpoint = Checkpoint.load(path, advice="Download it again, or name another file")
     if checkpoint.kind != "source":
         raise SpotTuneError(
             f"{path}: holds the {checkpoint.kind} network of {checkpoint.task}; expected a source "

@@ -66,7 +66,7 @@ def test_an_unknown_task_is_refused_with_the_known_ones(capsys):
     [
         (["--resize", "70"], "--resize 70: expected a multiple of 8"),
         (["--crop", "60"], "--crop 60: expected a multiple of 8"),
-        (["--crop", "8"], "--crop 8: expected at least 16"),
+        (["--crop", "8"], "--crop 8: expected between 16 and"),
         (["--resize", "32", "--crop", "40"], "--crop 40: larger"),
         (["--device", "cuda:9"], "--device cuda:9: not available here"),
         (["--device", "quantum"], "--device quantum: not available here"),
@@ -86,7 +86,8 @@ def test_numbers_that_make_no_sense_are_refused(flags, capsys):
 
 
 def test_targets_without_source_weights_are_refused(own_data, tmp_path):
-    line = refusal(*arguments(own_data, tmp_path / "new", "--tasks", "svhn"))
+    more = ["--tasks", "svhn", "--pretrained", "none"]
+    line = refusal(*arguments(own_data, tmp_path / "new", *more))
     assert "no source weights" in line
     assert "--pretrained" in line
 
@@ -128,6 +129,38 @@ def test_weights_of_another_class_count_are_refused_for_imagenet12(own_data, tmp
     line = refusal(*arguments(own_data, tmp_path / "new", *more))
     assert "knows 4 categories" in line
     assert "list 5" in line
+
+
+def test_a_source_from_a_file_is_not_taken_for_one_trained_here(trained, tmp_path, source):
+    main.main(
+        arguments(trained.root, tmp_path, "--tasks", "imagenet12", "--pretrained", str(source))
+    )
+    line = refusal(*arguments(trained.root, tmp_path, "--pretrained", "none"))
+    assert "was taken from a file" in line
+
+
+def test_a_source_trained_here_is_not_replaced_by_a_file(trained, tmp_path, source):
+    other = tmp_path / "other.pt"
+    content = vars(Checkpoint.load(source))
+    weights = {name: 2 * tensor for name, tensor in content["weights"].items()}
+    Checkpoint(**{**content, "weights": weights}).save(other)
+    before = source.read_bytes()
+    line = refusal(*arguments(trained.root, trained.ckpdir, "--pretrained", other))
+    assert "was trained here" in line
+    assert source.read_bytes() == before
+
+
+def test_a_file_that_is_no_network_is_not_to_be_removed(trained, tmp_path):
+    readme = REPOSITORY / "README.md"
+    line = refusal(*arguments(trained.root, tmp_path, "--pretrained", readme))
+    assert "name another file" in line
+    assert "Remove" not in line
+
+
+def test_an_empty_folder_name_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main.main(["--ckpdir", ""])
+    assert "empty name" in capsys.readouterr().err
 
 
 def test_a_target_networks_checkpoint_is_no_source(trained, tmp_path):
@@ -186,12 +219,22 @@ def momenta(content):
         (lambda c: settings_with(c, width=10**9), "width"),
         (lambda c: c["categories"].pop(), "classes"),
         (lambda c: c["categories"].clear(), "no categories"),
-        (lambda c: c["history"].append({}), "a record lacks"),
+        (lambda c: c["history"].append({}), "record of epoch 3 lacks"),
         (lambda c: c["weights"].update({"net.stem.bn.bias": torch.ones(4).bfloat16()}), "dense"),
         (lambda c: momenta(c).clear(), "momentum"),
         (lambda c: momenta(c)[0].update(momentum_buffer=torch.ones(7)), "momentum"),
         (lambda c: c["optimizers"].pop(), "optimisers"),
         (lambda c: settings_with(c, lr="much"), "lr is not of type float"),
+        (lambda c: settings_with(c, resize=800_000), "width, crop and resize"),
+        (lambda c: settings_with(c, crop=-8), "width, crop and resize"),
+        (lambda c: settings_with(c, mean=(0.5, 0.5)), "three numbers"),
+        (lambda c: settings_with(c, std=(0.5, 0.0, 0.5)), "std above 0"),
+        (lambda c: settings_with(c, policy="guess"), "policy"),
+        (lambda c: c["history"][0].update(epoch="x"), "record of epoch 1"),
+        (lambda c: c["history"].pop(0), "record of epoch 1"),
+        (lambda c: c["history"][1].update(val_accuracy="abc"), "val_accuracy"),
+        (lambda c: c["weights"]["net.stem.bn.bias"].fill_(torch.nan), "not finite"),
+        (lambda c: c.update(task="\x1b[31msvhn"), "task"),
     ],
 )
 def test_a_checkpoint_whose_content_does_not_fit_is_refused(

@@ -114,3 +114,23 @@ def test_score_may_be_piped_into_a_reader_that_stops(unread_pipe, decathlon_root
     command = [sys.executable, "score.py", str(tmp_path / "results.json"), "--annotations"]
     done = run([*command, str(decathlon_root / "annotations")], unread_pipe)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(("signal_name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_stopped_script_leaves_nothing_half_written(signal_name, status, tmp_path):
+    """The script sends itself the signal in the middle of writing a file."""
+    (tmp_path / "file").write_text("old")
+    done = ended(
+        f"import os, signal; from pathlib import Path; from files import replacing\n"
+        f"    with replacing(Path({str(tmp_path / 'file')!r})) as stream:\n"
+        f"        stream.write(b'half'); os.kill(os.getpid(), signal.{signal_name})"
+    )
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_what_a_file_holds_cannot_steer_the_terminal():
+    done = ended("raise SpotTuneError('found \\x1b[31mred\\nline')")
+    assert done.stderr == "error: found \\x1b[31mred\\nline\n"

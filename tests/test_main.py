@@ -16,11 +16,13 @@ import score
 import submit_test
 import submit_val
 from checkpoints import Checkpoint
+from compute_cost import macs_per_image
 from decathlon import SOURCE, TARGETS, TASK_BY_NAME, TASKS
 from devices import Compute
 from errors import SpotTuneError
 from imdbfolder_coco import View
 from mean_std import read_mean_std
+from methods import build_method
 from packed import DataFolders
 from records import TIMING_FIELDS
 from training import predict
@@ -57,8 +59,8 @@ def again(trained, ckpdir, *arguments):
 def test_every_task_leaves_checkpoint_arguments_environment_records_and_curves(trained):
     for task in TASKS:
         names = {path.name for path in (trained.ckpdir / task.name).iterdir()}
-        files = ["checkpoint.pt", "arguments.json", "environment.json", "records.jsonl"]
-        assert names == {*files, "curves.png"}
+        files = ["arguments.json", "environment.json", "cost.json", "records.jsonl", "curves.png"]
+        assert names == {*files, "checkpoint.pt"}
     assert (trained.ckpdir / "fine_tuned_share.png").stat().st_size > 10_000
 
 
@@ -89,6 +91,18 @@ def test_targets_start_from_the_source(trained):
         name = f"blocks.{block}.conv1.weight"
         kept = target[f"net.{name.replace('blocks', 'pairs').replace('conv1', 'kept.conv1')}"]
         assert torch.equal(kept, source[f"net.{name}"])
+
+
+def test_cost_counts_parameters_and_compute_per_image(trained):
+    found = json.loads((trained.ckpdir / "daimlerpedcls/cost.json").read_text())
+    method = build_method("spottune", 2, 4)
+    assert found["image"] == [32, 16]
+    assert found["parameters"] == sum(p.numel() for p in method.parameters())
+    frozen = sum(p.numel() for p in method.parameters() if not p.requires_grad)
+    assert found["trained_parameters"] == found["parameters"] - frozen
+    assert found["macs_per_image"] == macs_per_image(method.eval().evaluator(), 32, 16)
+    source = json.loads((trained.ckpdir / SOURCE.name / "cost.json").read_text())
+    assert source["macs_per_image"]["policy_network"] == 0
 
 
 def test_environment_names_versions_threads_and_commit(trained):
@@ -128,7 +142,7 @@ def test_a_finished_run_started_again_changes_nothing(trained):
     before = {path: path.read_bytes() for path in trained.ckpdir.glob("*/checkpoint.pt")}
     before |= {path: path.read_bytes() for path in trained.ckpdir.glob("*/*.json")}
     main.main(trained.arguments)
-    assert len(before) == 3 * len(TASKS)
+    assert len(before) == 4 * len(TASKS)
     assert all(path.read_bytes() == content for path, content in before.items())
 
 

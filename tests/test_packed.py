@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 from torchvision import transforms
 
+import packed
 from decathlon import TASK_BY_NAME
 from errors import SpotTuneError
 from imdbfolder_coco import load_images
@@ -72,6 +74,53 @@ def test_a_damaged_pack_is_noticed_aloud_and_made_again(folders, damage, capsys)
     path.write_bytes(damaged[damage])
     load(folders)
     assert path.read_bytes() == whole
+    assert "packing the images again" in capsys.readouterr().out
+
+
+def forge(path, change):
+    """A packed file with a changed index or categories and the right checksum over them."""
+    data = path.read_bytes()
+    magic, index_offset, _, _ = packed.HEADER.unpack(data[: packed.HEADER.size])
+    tail = bytearray(data[index_offset:])
+    count = int.from_bytes(tail[:8], "little")
+    index = np.frombuffer(tail, packed.INDEX, count=count, offset=8).copy()
+    facts = json.loads(tail[8 + index.nbytes :])
+    change(index, facts)
+    tail = count.to_bytes(8, "little") + index.tobytes() + json.dumps(facts).encode()
+    header = packed.HEADER.pack(magic, index_offset, index_offset + len(tail), zlib.crc32(tail))
+    path.write_bytes(header + data[packed.HEADER.size : index_offset] + tail)
+
+
+def set_first(field, value):
+    def change(index, facts):
+        index[field][0] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_first("height", 0),
+        set_first("width", 8),
+        set_first("width", 2**31),
+        set_first("label", 60_000),
+        set_first("label", -2),
+        set_first("offset", 2**64 - 3000),
+        set_first("offset", 0),
+        lambda index, facts: facts.update(categories=[]),
+        lambda index, facts: facts.update(categories="x"),
+        lambda index, facts: facts.update(categories=[[1]]),
+        lambda index, facts: facts.pop("version"),
+        lambda index, facts: facts.update(version=2),
+    ],
+)
+def test_a_forged_pack_is_not_believed(folders, change, capsys):
+    load(folders)
+    whole = pack_of(folders).read_bytes()
+    forge(pack_of(folders), change)
+    load(folders)
+    assert pack_of(folders).read_bytes() == whole
     assert "packing the images again" in capsys.readouterr().out
 
 
