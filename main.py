@@ -39,74 +39,36 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_data_arguments(parser)
     add_compute_arguments(parser)
     add = parser.add_argument
-    add(
-        "--pretrained",
-        type=Path,
-        metavar="FILE",
+    # fmt: off
+    add("--pretrained", type=Path, metavar="FILE",
         help="source weights: the released .t7, a checkpoint of imagenet12, or none; unset: "
-        f"./{RELEASED_WEIGHTS} if it is there, else imagenet12 is trained",
-    )
-    add(
-        "--mean_std",
-        type=Path,
-        default=OWN_MEAN_STD,
-        metavar="FILE",
-        help="mean and std of every task, to normalise with",
-    )
-    add(
-        "--train_split",
-        choices=list(TRAIN_SPLITS),
-        default="trainval",
+             f"./{RELEASED_WEIGHTS} if it is there, else imagenet12 is trained")
+    add("--mean_std", type=Path, default=OWN_MEAN_STD, metavar="FILE",
+        help="mean and std of every task, to normalise with")
+    add("--train_split", choices=list(TRAIN_SPLITS), default="trainval",
         help="trainval, as the challenge allows: val accuracies are then on images seen in "
-        "training; train gives honest ones",
-    )
+             "training; train gives honest ones")
     add("--nb_epochs", type=positive_int, default=110, help="epochs on each target task")
     add("--lr", type=positive_float, default=0.1, help="initial learning rate of the network")
     add("--lr_agent", type=positive_float, default=0.01, help="the same of the policy network")
-    add(
-        "--step1",
-        type=positive_int,
-        default=40,
-        metavar="EPOCH",
-        help="both learning rates drop tenfold after so many epochs",
-    )
-    add(
-        "--step2",
-        type=positive_int,
-        metavar="EPOCH",
-        help="and again (the released code names 60, but never drops there)",
-    )
+    add("--step1", type=positive_int, default=40, metavar="EPOCH",
+        help="both learning rates drop tenfold after so many epochs")
+    add("--step2", type=positive_int, metavar="EPOCH",
+        help="and again (the released code names 60, but never drops there)")
     add("--step3", type=positive_int, metavar="EPOCH", help="and again (the released code: 80)")
     add("--source_epochs", type=positive_int, default=120, help="epochs on imagenet12")
-    add(
-        "--source_steps",
-        type=positive_int,
-        nargs="*",
-        default=[80, 100],
-        metavar="EPOCH",
-        help="tenfold drops of imagenet12's learning rate",
-    )
+    add("--source_steps", type=positive_int, nargs="*", default=[80, 100], metavar="EPOCH",
+        help="tenfold drops of imagenet12's learning rate")
     add("--batch_size", type=positive_int, default=128, help="images per step")
     add("--resize", type=positive_int, default=72, help="shorter side of every image, in pixels")
     add("--crop", type=positive_int, default=64, help="side of random crops, in pixels")
-    add(
-        "--width",
-        type=positive_int,
-        default=PAPER_WIDTH,
-        help="channels of the stem of network and policy network",
-    )
-    add(
-        "--compile",
-        action="store_true",
-        help="train through torch.compile with CUDA graphs; for GPUs, pays from some minutes on",
-    )
-    add(
-        "--eval_every",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="evaluate on val every N epochs, and after the last",
-    )
+    add("--width", type=positive_int, default=PAPER_WIDTH,
+        help="channels of the stem of network and policy network")
+    add("--compile", action="store_true",
+        help="train through torch.compile with CUDA graphs; for GPUs, pays from some minutes on")
+    add("--eval_every", type=positive_int, default=1, metavar="N",
+        help="evaluate on val every N epochs, and after the last")
+    # fmt: on
     return parser.parse_args(argv)
 
 

@@ -3,6 +3,7 @@
 records.jsonl      one line an epoch, read from top to bottom the run's history
 arguments.json     the settings of the task
 environment.json   versions, device, threads, commit
+cost.json          parameters, and multiply-accumulate operations per predicted image
 curves.png         loss, accuracy and share of fine-tuned decisions over the epochs
 """
 
