@@ -15,10 +15,11 @@ SMALLEST_SIDE = 2 * SIDE_MULTIPLE
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, except where a flag is unset and its help says what happens then."""
+    """Shows defaults, but not of a flag whose help says what happens when it is unset."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        says_itself = action.default is None or "unset: " in action.help
+        return action.help if says_itself else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -85,7 +86,7 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TASK",
         choices=list(TASK_BY_NAME),
         default=list(TASK_BY_NAME),
-        help="any of: %(choices)s",
+        help="any of %(choices)s; unset: all",
     )
     parser.add_argument(
         "--policy",
@@ -107,8 +108,7 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=["auto", "fp32", "bf16"],
         default="auto",
-        help="of convolutions and linear layers; auto: bf16 where the device has "
-        "instructions for it",
+        help="of convolutions; auto: bf16 where the device has instructions for it",
     )
 
 
