@@ -1,8 +1,8 @@
 """Images decoded once: a flat file of pixels with an index, mapped into memory, cropped by index.
 
 A JPEG decoded again in each of 110 epochs costs more than it needs to. Here each split is decoded
-once, in parallel threads (Pillow releases the interpreter while it decodes), its shorter side
-resized, and kept as raw RGB. The pixels are bit for bit those of Pillow and torchvision's Resize.
+once, on all cores, its shorter side resized, and kept as raw RGB. The pixels are bit for bit those
+of Pillow and torchvision's Resize.
 
 File layout, little endian:
     64 bytes   magic, offset of the index, length of the file, CRC-32 of everything after the pixels
@@ -20,17 +20,14 @@ import json
 import os
 import struct
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image
 
-from errors import SpotTuneError
+from decoding import write_pixels
 from files import replacing
 from progress import say, track
 
@@ -40,9 +37,6 @@ HEADER = struct.Struct("<8sQQI36x")  # 64 bytes
 INDEX = np.dtype(
     [("offset", "<u8"), ("image_id", "<i8"), ("label", "<i4"), ("height", "<u4"), ("width", "<u4")]
 )
-IMAGES_PER_JOB = 64
-# Pillow can start an interpreter for some formats (EPS); these hold pixels and nothing else.
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 
 
 @dataclass(frozen=True)
@@ -204,13 +198,11 @@ def _write(
     index = new_index(annotations)
     stream.write(bytes(HEADER.size))
     offset = HEADER.size
-    decoded = _decode_all(annotations.file_names, datadir, side)
-    for position, pixels in enumerate(track(decoded, len(index), label, unit="image")):
-        height, width, _ = pixels.shape
+    sizes = write_pixels(stream, annotations.file_names, datadir, side)
+    for position, (height, width) in enumerate(track(sizes, len(index), label, unit="image")):
         for field, value in (("offset", offset), ("height", height), ("width", width)):
             index[field][position] = value
-        stream.write(pixels.data)
-        offset += pixels.nbytes
+        offset += 3 * height * width
     finish(stream, index, annotations.categories, digest, side)
 
 
@@ -236,59 +228,6 @@ def finish(
     stream.write(tail)
     stream.seek(0)
     stream.write(HEADER.pack(MAGIC, index_offset, index_offset + len(tail), zlib.crc32(tail)))
-
-
-def _decode_all(file_names: Sequence[str], datadir: Path, side: int) -> Iterator[np.ndarray]:
-    """The pixels of every file, in order, decoded ahead by as many threads as there are cores."""
-
-    def decode_job(first: int) -> list[np.ndarray]:
-        names = file_names[first : first + IMAGES_PER_JOB]
-        return [decode_image(datadir / name, side) for name in names]
-
-    workers = os.cpu_count() or 1
-    pool = ThreadPoolExecutor(workers)
-    try:
-        jobs: deque = deque()
-        for first in range(0, len(file_names), IMAGES_PER_JOB):
-            jobs.append(pool.submit(decode_job, first))
-            if len(jobs) > 2 * workers:
-                yield from jobs.popleft().result()
-        while jobs:
-            yield from jobs.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def decode_image(path: Path, side: int) -> np.ndarray:
-    """RGB pixels H x W x 3 uint8 with the shorter side resized to `side`, as torchvision does.
-
-    Raises SpotTuneError, naming the file, if it is missing or cannot be decoded to its end.
-    """
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            return np.asarray(resize_shorter_side(image.convert("RGB"), side))
-    except FileNotFoundError as error:
-        raise SpotTuneError(
-            f"{path}: listed in the annotations, but there is no such file. Check --datadir, or "
-            f"remove the task's folder and fetch it again with ./download_data.sh"
-        ) from error
-    except PermissionError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SpotTuneError(
-            f"{path}: cannot be decoded as an image ({error}); it may be cut short. Remove "
-            f"the task's folder and fetch it again with ./download_data.sh"
-        ) from error
-
-
-def resize_shorter_side(image: Image.Image, side: int) -> Image.Image:
-    """Bilinear, keeping the aspect ratio; the longer side is rounded down (torchvision's rule)."""
-    width, height = image.size
-    if min(width, height) == side:
-        return image
-    if width < height:
-        return image.resize((side, int(side * height / width)), Image.Resampling.BILINEAR)
-    return image.resize((int(side * width / height), side), Image.Resampling.BILINEAR)
 
 
 def sha256_of(path: Path) -> str:

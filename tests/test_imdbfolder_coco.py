@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision import transforms
 
 from decathlon import TASK_BY_NAME, TASKS
+from decoding import decode_image
 from errors import SpotTuneError
 from imdbfolder_coco import (
     UNLABELLED,
@@ -21,7 +22,7 @@ from imdbfolder_coco import (
     training_order,
     view_of,
 )
-from packed import DataFolders, PackedImages, decode_image
+from packed import DataFolders, PackedImages
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 from torchvision import transforms
 
+import decoding
 import packed
 from decathlon import TASK_BY_NAME
+from decoding import decode_image
 from errors import SpotTuneError
 from imdbfolder_coco import load_images
-from packed import DataFolders, decode_image
+from packed import DataFolders
 
 
 @pytest.fixture
@@ -157,3 +159,66 @@ def test_formats_that_can_run_programs_are_not_opened(folders):
     first_image(folders).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
     with pytest.raises(SpotTuneError, match="cannot identify image file"):
         load(folders)
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """A handful of images counts as many, so that processes decode them."""
+    monkeypatch.setattr(decoding, "FEW_IMAGES", 2)
+    monkeypatch.setattr(decoding, "CHUNK", 2)
+    monkeypatch.setattr(decoding.os, "cpu_count", lambda: 3)
+
+
+def names_of(folders):
+    content = json.loads((folders.imdbdir / "svhn_train.json").read_text())
+    return [image["file_name"] for image in content["images"]]
+
+
+def test_processes_write_the_same_file_as_one_alone(folders, monkeypatch):
+    load(folders)
+    alone = pack_of(folders).read_bytes()
+    pack_of(folders).unlink()
+    monkeypatch.setattr(decoding, "FEW_IMAGES", 2)
+    monkeypatch.setattr(decoding, "CHUNK", 2)
+    started = count_workers(monkeypatch)
+    load(folders)
+    assert len(started) == 3
+    assert pack_of(folders).read_bytes() == alone
+
+
+def count_workers(monkeypatch):
+    monkeypatch.setattr(decoding.os, "cpu_count", lambda: 3)
+    started = []
+
+    class Counted(decoding.Worker):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            started.append(self)
+
+    monkeypatch.setattr(decoding, "Worker", Counted)
+    return started
+
+
+def test_a_broken_image_is_named_by_its_process_too(folders, many):
+    path = folders.datadir / names_of(folders)[4]
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(SpotTuneError, match=f"{path}.*cannot be decoded"):
+        load(folders)
+    assert list(folders.cachedir.iterdir()) == []
+
+
+def test_a_process_that_dies_is_noticed(folders, many, monkeypatch):
+    started = []
+
+    class Killed(decoding.Worker):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.kill()
+            started.append(self)
+
+    monkeypatch.setattr(decoding, "Worker", Killed)
+    with pytest.raises(SpotTuneError, match="ended before its work was done"):
+        load(folders)
+    assert len(started) == 3
+    assert all(process.poll() is not None for process in started)
+    assert list(folders.cachedir.iterdir()) == []
