@@ -2,13 +2,15 @@
 
 Bit for bit what Pillow and torchvision's Resize give. Pillow holds the interpreter for most of the
 time that a small JPEG takes: two cores pack no more images with two threads than with one (7,500
-images/s), but 14,000 with two processes. Many images are therefore decoded by processes that import nothing but Pillow and numpy: this file as a
-script. Worker w of W decodes every W-th chunk of images, tells their sizes, is told where the chunk
-begins, and writes it there itself; only sizes and places pass through the pipes.
+images/s), but 14,000 with two processes. Many images are therefore decoded by processes that import
+nothing but Pillow and numpy: this file as a script. Worker w of W decodes every W-th chunk of
+images, tells their sizes, is told where the chunk begins, and writes it there itself; only sizes
+and places pass through the pipes.
 """
 
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -119,6 +121,7 @@ DIED = (
 
 def main() -> None:
     """A worker: chunks `number`, `number` + `workers`, ... of the task."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends its workers
     task, number, workers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     content = json.loads(Path(task).read_text())
     names, chunk = content["names"], content["chunk"]
@@ -127,6 +130,8 @@ def main() -> None:
             for first in range(number * chunk, len(names), workers * chunk):
                 paths = [Path(content["folder"]) / name for name in names[first : first + chunk]]
                 _decode_chunk(paths, content["side"], file)
+    except BrokenPipeError:
+        sys.exit(1)  # the parent is gone
     except SpotTuneError as error:
         _tell(str(error))
     except OSError as error:

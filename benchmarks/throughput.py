@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from arguments import Parser, positive_int
+from benchmarks.made_up import write_images
 from benchmarks.memory import peak_mib
 from benchmarks.plain_form import decode_batch, plain_optimizers, plain_predict, plain_train_step
 from compute_cost import macs_per_image
@@ -185,17 +185,6 @@ def compare_data(folder: Path, sizes: Sizes) -> dict[str, float]:
             normalise(batch.images_NHW3, mean, std)
 
     return compare(plain, fast, num_images, sizes, device)
-
-
-def write_images(folder: Path, count: int, side: int) -> list[str]:
-    """JPEGs as the Decathlon has them: shorter side `side`, a third longer, of a photo's weight."""
-    rng = np.random.default_rng(0)
-    names = [f"{number:06}.jpg" for number in range(count)]
-    for name in names:
-        coarse = rng.integers(0, 256, (side // 6, side // 4, 3), np.uint8)
-        image = Image.fromarray(coarse).resize((side * 4 // 3, side), Image.Resampling.BICUBIC)
-        image.filter(ImageFilter.SHARPEN).save(folder / name, quality=90)
-    return names
 
 
 # --- Training and evaluation --------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_models import perturb_
 
-from benchmarks import throughput
+from benchmarks import scale, throughput, whole_epoch
 from benchmarks.plain_form import plain_optimizers, plain_predict, plain_train_step
 from compute_cost import macs_per_image
 from devices import Compute, choose_compute
@@ -178,3 +178,20 @@ def test_the_estimate_is_the_sum_over_the_official_images(monkeypatch):
 def test_the_benchmark_refuses_a_device_that_is_not_there():
     with pytest.raises(SpotTuneError, match="cuda:7"):
         throughput.main(["--device", "cuda:7"])
+
+
+def test_the_growth_benchmark_reads_opens_and_trains(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    scale.main(["--images", "2000", "--epochs_of", "8", "16", "--json", str(out)])
+    figures = json.loads(out.read_text())
+    assert figures["imagenet12"]["first"]["images"] == 2000
+    assert figures["imagenet12"]["packed"]["seconds"] > 0
+    assert [row["images"] for row in figures["epochs"]] == [8, 16]
+    assert "imagenet12, 2,000 images" in capsys.readouterr().out
+
+
+def test_the_whole_epoch_benchmark_runs_main_as_a_process(capsys):
+    whole_epoch.main(["--images", "20", "--resize", "16", "--crop", "16", "--width", "4"])
+    said = capsys.readouterr().out
+    ratio = float(said.split("ratio ")[1])
+    assert ratio > 1
