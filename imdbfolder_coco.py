@@ -20,6 +20,7 @@ import torch
 from pycocotools.coco import COCO
 from torch import Tensor
 
+from cutting import Cutter
 from decathlon import IDS_PER_TASK, DecathlonTask, TrainCrop
 from devices import to_device
 from errors import SpotTuneError
@@ -242,17 +243,21 @@ class EpochOrder:
     lefts: np.ndarray
     flips: np.ndarray
 
-    def batches(self, images: PackedImages, view: View, batch_size: int) -> Iterator[Batch]:
-        """Batches of `batch_size` images; the last one holds what is left over."""
+    def batches(
+        self, labels: np.ndarray, cut: Cutter, view: View, batch_size: int
+    ) -> Iterator[Batch]:
+        """Batches of `batch_size` images; the last one holds what is left over.
+
+        `labels` are those of all images; `cut` gives windows of them (see cutting.py).
+        """
         for start in range(0, len(self.indices), batch_size):
             part = slice(start, start + batch_size)
             index = self.indices[part]
-            pixels = images.crops(index, self.tops[part], self.lefts[part], view.height, view.width)
-            flips = self.flips[part]
-            if flips.any():
-                pixels[flips] = pixels[flips, :, ::-1]
-            labels = torch.from_numpy(images.labels[index])
-            yield Batch(torch.from_numpy(pixels), labels, part)
+            windows = cut(index, self.tops[part], self.lefts[part], view.height, view.width)
+            if self.flips[part].any():
+                flips = to_device(torch.from_numpy(self.flips[part]), windows.device)
+                windows = torch.where(flips.view(-1, 1, 1, 1), windows.flip(2), windows)
+            yield Batch(windows, torch.from_numpy(labels[index]), part)
 
 
 def training_order(images: PackedImages, view: View, *seed: int | str) -> EpochOrder:
@@ -291,9 +296,9 @@ def _centre(images: PackedImages, view: View, indices: np.ndarray) -> tuple[np.n
 def normalise(images_NHW3: Tensor, mean_311: Tensor, std_311: Tensor) -> Tensor:
     """uint8 N x H x W x 3 -> float32 N x 3 x H x W, channels_last: (x / 255 - mean) / std.
 
-    On the device of `mean_311`: bytes travel, a quarter of what float32 would take.
+    All on one device: what travels there are bytes, a quarter of what float32 would take.
     """
-    images_N3HW = to_device(images_NHW3, mean_311.device).permute(0, 3, 1, 2)
+    images_N3HW = images_NHW3.permute(0, 3, 1, 2)
     return images_N3HW.float().div_(255).sub_(mean_311).div_(std_311)
 
 

@@ -71,11 +71,12 @@ class PackedImages:
     def __init__(
         self, pixels: Sequence[np.ndarray], index: Sequence[np.ndarray], categories
     ) -> None:
-        self._pixels = list(pixels)
+        self.parts = list(pixels)  # flat uint8, one a file, the bytes before the pixels included
         self._part = np.repeat(np.arange(len(index)), [len(part) for part in index])
+        self._part_begins = np.cumsum([0] + [len(part) for part in self.parts])
         self._index = list(index)
         joined = np.concatenate(self._index)
-        self._offsets = joined["offset"].astype(np.int64)
+        self._places = joined["offset"].astype(np.int64) + self._part_begins[self._part]
         self.image_ids = joined["image_id"].astype(np.int64)
         self.labels = joined["label"].astype(np.int64)
         self.heights = joined["height"].astype(np.int64)
@@ -85,12 +86,17 @@ class PackedImages:
     @classmethod
     def merged(cls, parts: Sequence["PackedImages"]) -> "PackedImages":
         """One set out of several with the same categories, in their order."""
-        pixels = [flat for part in parts for flat in part._pixels]
+        pixels = [flat for part in parts for flat in part.parts]
         index = [records for part in parts for records in part._index]
         return cls(pixels, index, parts[0].categories)
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._places)
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of all parts, one behind the other."""
+        return int(self._part_begins[-1])
 
     def crops(
         self, indices: np.ndarray, tops: np.ndarray, lefts: np.ndarray, height: int, width: int
@@ -99,20 +105,27 @@ class PackedImages:
 
         Raises IndexError where a window does not lie inside its image.
         """
+        rows = self.row_places(indices, tops, lefts, height, width)
+        out = np.empty((len(indices), height, 3 * width), dtype=np.uint8)
+        part_of = self._part[indices]
+        for part, pixels in enumerate(self.parts):
+            chosen = part_of == part
+            if chosen.any():
+                rows_here = rows[chosen] - self._part_begins[part]
+                out[chosen] = _runs_of_bytes(pixels, 3 * width)[rows_here]
+        return out.reshape(len(indices), height, width, 3)
+
+    def row_places(
+        self, indices: np.ndarray, tops: np.ndarray, lefts: np.ndarray, height: int, width: int
+    ) -> np.ndarray:
+        """Where each row of each window begins among the bytes of all parts, n x height int64."""
         image_widths = self.widths[indices]
         rows_fit = (tops >= 0) & (tops + height <= self.heights[indices])
         columns_fit = (lefts >= 0) & (lefts + width <= image_widths)
         if not (rows_fit & columns_fit).all():
             raise IndexError(f"a window of {height} x {width} pixels reaches outside its image")
-        first_bytes = self._offsets[indices] + 3 * (tops * image_widths + lefts)
-        row_bytes = first_bytes[:, None] + 3 * image_widths[:, None] * np.arange(height)
-        out = np.empty((len(indices), height, 3 * width), dtype=np.uint8)
-        part_of = self._part[indices]
-        for part, pixels in enumerate(self._pixels):
-            chosen = part_of == part
-            if chosen.any():
-                out[chosen] = _runs_of_bytes(pixels, 3 * width)[row_bytes[chosen]]
-        return out.reshape(len(indices), height, width, 3)
+        first_row = self._places[indices] + 3 * (tops * image_widths + lefts)
+        return first_row[:, None] + 3 * image_widths[:, None] * np.arange(height)
 
 
 def _runs_of_bytes(flat: np.ndarray, length: int) -> np.ndarray:

@@ -6,13 +6,14 @@ epoch's end, so that no step waits for the device.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cutting import Cutter, cutter_for
 from devices import Compute, to_device
 from gumbel_softmax import gumbel_noise
 from imdbfolder_coco import Batch, EpochOrder, View, evaluation_order, normalise, training_order
@@ -109,6 +110,7 @@ class TaskData:
     images: PackedImages
     view: View
     mean_std: tuple[Sequence[float], Sequence[float]]
+    _cutters: dict[torch.device, Cutter] = field(default_factory=dict, repr=False, compare=False)
 
     def on_device(
         self, order: EpochOrder, batch_size: int, device: torch.device, label: str
@@ -118,7 +120,10 @@ class TaskData:
             torch.tensor(figures, device=device).view(3, 1, 1) for figures in self.mean_std
         )
         num_batches = -(-len(self.images) // batch_size)
-        batches = order.batches(self.images, self.view, batch_size)
+        if device not in self._cutters:
+            self._cutters[device] = cutter_for(self.images, device)
+        cut = self._cutters[device]
+        batches = order.batches(self.images.labels, cut, self.view, batch_size)
         for batch in track(batches, num_batches, label):
             images = normalise(batch.images_NHW3, mean, std)
             yield batch, images, to_device(batch.labels_N, device)

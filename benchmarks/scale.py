@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from arguments import Parser, positive_int
 from benchmarks.memory import peak_mib
+from cutting import cutter_for
 from decathlon import SOURCE
 from devices import Compute
 from errors import SpotTuneError, run_script
@@ -146,7 +147,8 @@ def part_open_packed(folders: DataFolders) -> dict[str, float]:
     seconds = time.perf_counter() - start
     view = View(64, 64, random=True, flip=True)
     start = time.perf_counter()
-    next(training_order(images, view, 0).batches(images, view, 128))
+    cut = cutter_for(images, CPU.device)
+    next(training_order(images, view, 0).batches(images.labels, cut, view, 128))
     first_batch = time.perf_counter() - start
     return {"seconds": seconds, "seconds_to_first_batch": first_batch, "peak_mib": peak_mib()}
 

@@ -30,6 +30,7 @@ from benchmarks.made_up import write_images
 from benchmarks.memory import peak_mib
 from benchmarks.plain_form import decode_batch, plain_optimizers, plain_predict, plain_train_step
 from compute_cost import macs_per_image
+from cutting import cutter_for
 from decathlon import TARGETS, DecathlonTask, TrainCrop
 from devices import Compute, choose_compute, describe
 from errors import SpotTuneError, run_script
@@ -181,7 +182,8 @@ def compare_data(folder: Path, sizes: Sizes) -> dict[str, float]:
 
     def fast() -> None:
         order = training_order(images, view, 0)
-        for batch in order.batches(images, view, sizes.batch_size):
+        cut = cutter_for(images, device)
+        for batch in order.batches(images.labels, cut, view, sizes.batch_size):
             normalise(batch.images_NHW3, mean, std)
 
     return compare(plain, fast, num_images, sizes, device)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
+from cutting import ResidentImages, cutter_for
 from decathlon import TASK_BY_NAME, TASKS
 from decoding import decode_image
 from errors import SpotTuneError
@@ -30,6 +31,11 @@ def folders(decathlon_root, tmp_path):
     return DataFolders(decathlon_root, decathlon_root / "annotations", tmp_path / "packed")
 
 
+def batches(order, images, view, batch_size):
+    cut = cutter_for(images, torch.device("cpu"))
+    return order.batches(images.labels, cut, view, batch_size)
+
+
 def image_files(root, task, split):
     """Path and category by image id, read straight from the JSON."""
     suffix = "test_stripped" if split == "test" else split
@@ -47,7 +53,7 @@ def test_test_images_are_those_of_torchvisions_road_bit_for_bit(task, folders, d
     road = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(*mean_std)])
     files = image_files(decathlon_root, task, "val")
     seen = 0
-    for batch in evaluation_order(images, view).batches(images, view, 3):
+    for batch in batches(evaluation_order(images, view), images, view, 3):
         mean, std = (torch.tensor(row).view(3, 1, 1) for row in mean_std)
         ours = normalise(batch.images_NHW3, mean, std)
         for image_id, pixels in zip(images.image_ids[batch.positions], ours, strict=True):
@@ -62,7 +68,7 @@ def test_a_training_batch_holds_windows_of_the_whole_image(folders, decathlon_ro
     view = View(8, 8, random=True)
     order = training_order(images, view, 0, "aircraft", 1)
     files = image_files(decathlon_root, "aircraft", "train")
-    (batch,) = order.batches(images, view, 1000)
+    (batch,) = batches(order, images, view, 1000)
     for position, index in enumerate(order.indices):
         whole = decode_image(files[images.image_ids[index]][0], 16)
         top, left = order.tops[position], order.lefts[position]
@@ -106,9 +112,9 @@ def test_only_the_source_is_flipped_and_half_of_its_images(folders):
     order = training_order(images, view, 0)
     assert 0.2 < order.flips.mean() < 0.8
     plain = View(8, 8, random=True)
-    (flipped,), (straight,) = (order.batches(images, v, 1000) for v in (view, plain))
+    (flipped,), (straight,) = (batches(order, images, v, 1000) for v in (view, plain))
     assert torch.equal(flipped.images_NHW3, straight.images_NHW3)  # the order holds the flips
-    (unflipped,) = training_order(images, plain, 0).batches(images, plain, 1000)
+    (unflipped,) = batches(training_order(images, plain, 0), images, plain, 1000)
     for position, is_flipped in enumerate(order.flips):
         expected = unflipped.images_NHW3[position]
         expected = expected.flip(1) if is_flipped else expected
@@ -258,3 +264,14 @@ def test_uncropped_images_must_have_one_size():
     images = blank_images(heights=[144, 144, 140], widths=[72, 72, 72])
     with pytest.raises(SpotTuneError, match="one size"):
         view_of(TASK_BY_NAME["daimlerpedcls"], images, 72, 64, training=True)
+
+
+def test_pixels_that_lie_on_the_device_are_cut_there_to_the_same_bytes(folders):
+    """The road of a GPU with room for them, walked on a CPU; two files, merged."""
+    images = load_images(TASK_BY_NAME["aircraft"], ["train", "val"], folders, 16)
+    resident = ResidentImages(images, torch.device("cpu"))
+    order = training_order(images, View(16, 8, random=True), 0)
+    cut = (order.indices, order.tops, order.lefts, 16, 8)
+    assert np.array_equal(resident.cut(*cut).numpy(), images.crops(*cut))
+    with pytest.raises(IndexError):
+        resident.cut(order.indices, order.tops + 1, order.lefts, 16, 8)
