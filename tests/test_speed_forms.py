@@ -59,6 +59,7 @@ def test_fp32_training_agrees_with_the_plain_form_over_several_steps():
     assert_close(*train_both(FP32))
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower")  # PyTorch on Python 3.13.0 alone
 def test_compiled_training_agrees_with_the_plain_form(monkeypatch):
     """Captured and differentiated by torch.compile; run without its code generator, for speed."""
     compiled = []
