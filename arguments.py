@@ -52,26 +52,26 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Where data, annotations and checkpoints lie."""
     parser.add_argument(
         "--datadir",
-        type=folder,
+        type=folder_name,
         default=Path("data/decathlon-1.0"),
         metavar="DIR",
         help="the unpacked Decathlon, holding data/<task>/...",
     )
     parser.add_argument(
         "--imdbdir",
-        type=folder,
+        type=folder_name,
         metavar="DIR",
         help="folder of <task>_<split>.json; unset: annotations/ below --datadir",
     )
     parser.add_argument(
         "--cachedir",
-        type=folder,
+        type=folder_name,
         metavar="DIR",
         help="folder for the decoded images; unset: packed/ below --datadir",
     )
     parser.add_argument(
         "--ckpdir",
-        type=folder,
+        type=folder_name,
         default=Path("checkpoints"),
         metavar="DIR",
         help="one folder per task: checkpoint, records, curves",
@@ -125,7 +125,7 @@ def data_folders(datadir: Path, imdbdir: Path | None, cachedir: Path | None) -> 
     return DataFolders(datadir, imdbdir, cachedir or datadir / "packed")
 
 
-def folder(text: str) -> Path:
+def folder_name(text: str) -> Path:
     """An argparse type: a path that is not empty, as an unset shell variable would be."""
     if not text:
         raise argparse.ArgumentTypeError("an empty name given; expected a folder")

@@ -40,7 +40,11 @@ RECORDED = {
     "val_seen_in_training": (bool,),
 }
 REMOVE = "Remove it to train the task again"
-CHECKPOINT = "checkpoint.pt"  # in a task's folder
+
+
+def checkpoint_file(ckpdir: Path, task: str) -> Path:
+    """Where the checkpoint of a task lies."""
+    return ckpdir / task / "checkpoint.pt"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 IDS_PER_TASK = 10_000_000
+MOST_POINTS = 1000  # that a task can bring
 
 
 class TrainCrop(Enum):
@@ -75,7 +76,7 @@ def task_points(accuracy: float, max_error: float) -> float:
 
     Fine-tuning, whose error is half of E_max by definition, gets 250.
     """
-    return 1000 * max(0.0, 1 - (100 - accuracy) / max_error) ** 2
+    return MOST_POINTS * max(0.0, 1 - (100 - accuracy) / max_error) ** 2
 
 
 def decathlon_score(accuracies: Mapping[str, float]) -> float:

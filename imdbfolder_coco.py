@@ -202,7 +202,7 @@ class View:
 def view_of(
     task: DecathlonTask, images: PackedImages, resize: int, crop: int, training: bool
 ) -> View:
-    """The task's window in training or in test (FACTS of the released code: see decathlon.py)."""
+    """The task's window in training or in test, as in the released code (decathlon.py)."""
     if task.train_crop is TrainCrop.WHOLE:
         return _whole_view(task.name, images)
     if training and task.train_crop is TrainCrop.RANDOM:

@@ -22,8 +22,8 @@ from arguments import (
     data_folders,
     positive_int,
 )
-from checkpoints import CHECKPOINT, Checkpoint
-from decathlon import TASKS, DecathlonTask
+from checkpoints import Checkpoint, checkpoint_file
+from decathlon import MOST_POINTS, TASKS, DecathlonTask
 from devices import Compute, choose_compute, describe
 from errors import SpotTuneError
 from files import write_whole
@@ -32,8 +32,6 @@ from methods import build_method
 from packed import DataFolders
 from progress import say
 from training import TaskData, predict
-
-MOST_POINTS = 1000  # that a task can bring
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,6 @@ class Question:
     policy: str
     seed: int
     batch_size: int
-
-    def checkpoint(self, task: DecathlonTask) -> Path:
-        return self.ckpdir / task.name / CHECKPOINT
 
 
 def submit(split: str, description: str, argv: Sequence[str] | None) -> None:
@@ -117,14 +112,18 @@ def check_is_there(task: DecathlonTask, question: Question, wanted: Sequence[str
     annotations = annotation_file(question.folders.imdbdir, task.name, question.split)
     if task.name not in wanted:
         raise TaskMissingError("left out with --tasks")
-    for path in (question.checkpoint(task), annotations, question.folders.images_of(task.name)):
+    for path in (
+        checkpoint_file(question.ckpdir, task.name),
+        annotations,
+        question.folders.images_of(task.name),
+    ):
         if not path.exists():
             raise TaskMissingError(f"no {path}")
 
 
 def predict_task(task: DecathlonTask, question: Question, compute: Compute) -> list[dict[str, int]]:
     """One answer for every image of the split, in the annotations' order."""
-    path = question.checkpoint(task)
+    path = checkpoint_file(question.ckpdir, task.name)
     checkpoint = Checkpoint.load(path)
     if checkpoint.task != task.name:
         raise SpotTuneError(f"{path}: is of {checkpoint.task}; expected {task.name}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from checkpoints import CHECKPOINT, Checkpoint
+from checkpoints import Checkpoint, checkpoint_file
 from devices import Compute
 from errors import SpotTuneError
 from methods import Rates
@@ -26,9 +26,9 @@ from training import EpochResult, TaskData, Trainer, lr_multiplier, predict, sum
 
 @dataclass(frozen=True)
 class Run:
-    """A task's folder, name, kind of method, classes and settings."""
+    """A task's place, name, kind of method, classes and settings."""
 
-    folder: Path
+    ckpdir: Path
     task: str
     kind: str
     categories: list[int]
@@ -36,7 +36,11 @@ class Run:
 
     @property
     def path(self) -> Path:
-        return self.folder / CHECKPOINT
+        return checkpoint_file(self.ckpdir, self.task)
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
 
     def arguments(self) -> dict[str, object]:
         """What arguments.json holds."""
@@ -118,7 +122,6 @@ def fit(
         history.append(record)
         run.save(method, optimizers, history)
         say(f"{label}  {summary(record)}")
-    write_records(run.folder, history)
     draw_curves(history, run.task, run.folder / "curves.png")
     return history
 
@@ -147,6 +150,7 @@ def _restore(run: Run, method: nn.Module, optimizers: Sequence) -> list[dict]:
             f"{run.path}: its optimisers' state does not fit ({error}). Remove it to train the "
             f"task again"
         ) from error
+    write_records(run.folder, checkpoint.history)
     done, asked = len(checkpoint.history), run.settings.epochs
     say(f"{run.task}: {done} of {asked} epochs were finished before")
     if done >= asked and checkpoint.settings.policy != run.settings.policy:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from checkpoints import CHECKPOINT, Checkpoint
+from checkpoints import Checkpoint, checkpoint_file
 from decathlon import SOURCE, DecathlonTask
 from devices import Compute
 from errors import SpotTuneError
@@ -58,7 +58,7 @@ class Workplace:
         return self.folders.images_of(task.name).is_dir() and all(file.is_file() for file in files)
 
     def checkpoint(self, task: DecathlonTask) -> Path:
-        return self.ckpdir / task.name / CHECKPOINT
+        return checkpoint_file(self.ckpdir, task.name)
 
     def settings(self, task: DecathlonTask, shared: Settings, source_sha256: str) -> Settings:
         """The shared settings with what is the task's own."""
@@ -81,11 +81,9 @@ def source_weights(
     """
     own = place.checkpoint(SOURCE)
     found = Checkpoint.load(own) if own.exists() else None
-    if pretrained is not None and pretrained.resolve() != own.resolve():
-        weights = SourceWeights.read(pretrained, settings.width)
-        history = adopt_source(place, settings, weights, found, wanted)
-    elif found is not None and was_adopted(found):
-        weights = SourceWeights.read(own, settings.width)
+    is_other_file = pretrained is not None and pretrained.resolve() != own.resolve()
+    if is_other_file or (found is not None and was_adopted(found)):
+        weights = SourceWeights.read(pretrained if is_other_file else own, settings.width)
         history = adopt_source(place, settings, weights, found, wanted)
     else:
         history = train_source(place, settings) if wanted else found.history
@@ -134,7 +132,7 @@ def adopt_source(
         )
     categories = [SOURCE.first_category_id + label for label in range(weights.num_classes)]
     settings = place.settings(SOURCE, replace(settings, epochs=0), weights.sha256)
-    run = Run(own.parent, SOURCE.name, "source", categories, settings)
+    run = Run(place.ckpdir, SOURCE.name, "source", categories, settings)
     method = PlainNetwork(weights.network(settings.width))
     history = found.history if found else []
     if evaluated and not history and place.has(SOURCE, ["val"]):
@@ -193,5 +191,5 @@ def train_task(
     check_categories(task.name, categories, val_data.images.categories.tolist())
     with seeded_initialisation(settings.seed, task.name):
         method = build(len(categories))
-    run = Run(place.ckpdir / task.name, task.name, kind, categories, settings)
+    run = Run(place.ckpdir, task.name, kind, categories, settings)
     return fit(run, method, train_data, val_data, place.compute, place.eval_every)
