@@ -7,11 +7,13 @@ from typing import NoReturn
 
 from decathlon import TASK_BY_NAME
 from errors import SpotTuneError
-from models.resnet26 import SIDE_MULTIPLE
+from gumbel_softmax import POLICIES
+from models.resnet26 import BLOCKS_PER_STAGE, SIDE_MULTIPLE
 from packed import DataFolders
-from settings import LARGEST, POLICIES
+from settings import LARGEST
 
 SMALLEST_SIDE = 2 * SIDE_MULTIPLE
+NUM_BLOCKS = sum(BLOCKS_PER_STAGE)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -45,6 +47,24 @@ def positive_int(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} given; expected a whole number from 1 on")
+    return number
+
+
+def non_negative_float(text: str) -> float:
+    """An argparse type: a finite number from 0 on."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} given; expected a number from 0 on")
+    return number
+
+
+def number_of_blocks(text: str) -> int:
+    """An argparse type: a number of residual blocks, 0 to 12."""
+    number = int(text)
+    if not 0 <= number <= NUM_BLOCKS:
+        raise argparse.ArgumentTypeError(
+            f"{number} given; expected 0 to {NUM_BLOCKS}, the residual blocks of the ResNet-26"
+        )
     return number
 
 
@@ -91,9 +111,9 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         choices=POLICIES,
-        default="argmax",
-        help="at test time: the likelier decision, or a seeded draw (the released "
-        "code draws, unseeded)",
+        help="at test time: the likelier decision, a seeded draw (the released code draws, "
+        "unseeded), or all blocks fine-tuned or all kept; unset: argmax, and sample for "
+        "--method stochastic",
     )
     parser.add_argument(
         "--seed",

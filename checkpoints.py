@@ -30,7 +30,7 @@ UNREADABLE = (
     AssertionError,
     pickle.UnpicklingError,
 )
-FORMAT = "spottune-decathlon-1"
+FORMAT = "spottune-decathlon-2"
 # Of each record, what tables and curves are made from.
 RECORDED = {
     "epoch": (int,),
@@ -45,6 +45,11 @@ REMOVE = "Remove it to train the task again"
 def checkpoint_file(ckpdir: Path, task: str) -> Path:
     """Where the checkpoint of a task lies."""
     return ckpdir / task / "checkpoint.pt"
+
+
+def compact_file(ckpdir: Path, task: str) -> Path:
+    """Where Global-k leaves a network with one copy of each block."""
+    return ckpdir / task / "compact.pt"
 
 
 @dataclass(frozen=True)

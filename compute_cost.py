@@ -15,7 +15,8 @@ def macs_per_image(evaluator: nn.Module, height: int, width: int) -> dict[str, i
     """
     device = next(evaluator.parameters()).device
     image = torch.zeros(1, 3, height, width, device=device)
-    whole = _macs(lambda: evaluator(image, None))
+    nothing_added = torch.zeros(1, evaluator.num_blocks, 2, device=device)
+    whole = _macs(lambda: evaluator(image, nothing_added))
     policy = 0
     if isinstance(evaluator, RoutedSpotTune):
         policy = _macs(lambda: evaluator.policy_net(image))

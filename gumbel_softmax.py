@@ -9,6 +9,12 @@ Shapes (N images, L residual blocks: 12 in ResNet-26):
     logits     N x L x 2   raw network output, not probabilities
     noise      N x L x 2   independent draws of Gumbel(0, 1)
     decisions  N x L       0 = pretrained block, 1 = fine-tuned block
+
+At test time the policy's logits plus one of the following decide:
+    argmax      nothing: the likelier decision
+    sample      Gumbel noise: a draw, as in training and in the released code
+    finetuned   infinity for the fine-tuned blocks: every image uses all of them
+    kept        infinity for the kept blocks: every image uses all of them
 """
 
 from collections.abc import Sequence
@@ -16,6 +22,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+POLICIES = ("argmax", "sample", "finetuned", "kept")
+FIXED = {"argmax": (0.0, 0.0), "finetuned": (0.0, torch.inf), "kept": (torch.inf, 0.0)}
 TEMPERATURE = 5.0  # never annealed, as in the released code
 
 
@@ -26,6 +34,15 @@ def gumbel_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return -exponential.clamp_min(torch.finfo(exponential.dtype).tiny).log()
 
 
+def added_at_test_time(
+    policy: str, num_images: int, num_blocks: int, generator: torch.Generator
+) -> Tensor:
+    """What a test-time policy adds to the logits, N x L x 2."""
+    if policy == "sample":
+        return gumbel_noise((num_images, num_blocks, 2), generator)
+    return torch.tensor(FIXED[policy], device=generator.device).expand(num_images, num_blocks, 2)
+
+
 def sample_decisions(
     logits_NL2: Tensor, noise_NL2: Tensor, temperature: float = TEMPERATURE
 ) -> Tensor:
@@ -34,13 +51,6 @@ def sample_decisions(
     hard_NL = likelier_decisions(noisy_NL2)
     soft_NL = torch.softmax(noisy_NL2 / temperature, dim=-1)[..., 1]
     return (hard_NL - soft_NL).detach() + soft_NL
-
-
-def hard_decisions(logits_NL2: Tensor, noise_NL2: Tensor | None) -> Tensor:
-    """Test-time decisions, exactly 0.0 or 1.0: drawn with noise, the likelier ones without."""
-    if noise_NL2 is None:
-        return likelier_decisions(logits_NL2)
-    return likelier_decisions(logits_NL2 + noise_NL2)
 
 
 def likelier_decisions(logits_NL2: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Train the Visual Decathlon: the source network on imagenet12, then SpotTune on nine targets.
+"""Train the Visual Decathlon: the source network on imagenet12, then a method on nine targets.
 
-Guo et al., *SpotTune: Transfer Learning through Adaptive Fine-tuning*, CVPR 2019. Each task leaves
+Guo et al., *SpotTune: Transfer Learning through Adaptive Fine-tuning*, CVPR 2019. The method is
+SpotTune unless --method names one of its variants or of the paper's baselines. Each task leaves
 its checkpoint, records and curves in --ckpdir/<task>/. Started again with the same arguments, a run
 that was stopped goes on after the last finished epoch.
 """
@@ -17,6 +18,8 @@ from arguments import (
     add_data_arguments,
     check_sides,
     data_folders,
+    non_negative_float,
+    number_of_blocks,
     positive_float,
     positive_int,
 )
@@ -24,22 +27,35 @@ from decathlon import SOURCE, TASK_BY_NAME, DecathlonTask
 from devices import choose_compute, describe
 from errors import SpotTuneError, run_script
 from mean_std import read_mean_std
+from methods import METHODS, choose_policy
 from models.resnet26 import PAPER_WIDTH
 from plots import draw_fine_tuned_share
 from progress import say
 from settings import TRAIN_SPLITS, Settings
-from transfer import Workplace, refuse_adopted, source_weights, train_target
+from transfer import Workplace, refuse_adopted, source_weights, train_task
 
 OWN_MEAN_STD = Path(__file__).parent / "decathlon_mean_std.pickle"
 RELEASED_WEIGHTS = "resnet26_pretrained.t7"  # looked for here and beside this script
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser("Train the source network and SpotTune on Visual Decathlon tasks.")
+    parser = Parser("Train the source network, and SpotTune or a baseline, on Decathlon tasks.")
     add_data_arguments(parser)
     add_compute_arguments(parser)
     add = parser.add_argument
     # fmt: off
+    add("--method", choices=list(METHODS), default="spottune",
+        help="; ".join(f"{row.name}: {row.title}" for row in METHODS.values()))
+    add("--k", type=number_of_blocks, default=3,
+        help="blocks that lastk or globalk fine-tunes, 0 to 12")
+    add("--l2sp_alpha", type=non_negative_float, default=0.1,
+        help="l2sp: penalty on the distance from the pretrained weights")
+    add("--l2sp_beta", type=non_negative_float, default=0.01,
+        help="l2sp: penalty on the new classifier")
+    add("--lambda_k", type=non_negative_float, default=1.0,
+        help="globalk: weight of (number of fine-tuned blocks - k)^2")
+    add("--lambda_e", type=non_negative_float, default=1.0,
+        help="globalk: weight of the entropy of the blocks' shares")
     add("--pretrained", type=Path, metavar="FILE",
         help="source weights: the released .t7, a checkpoint of imagenet12, or none; unset: "
              f"./{RELEASED_WEIGHTS} if it is there, else imagenet12 is trained")
@@ -94,25 +110,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         width=args.width,
         seed=args.seed,
         train_split=args.train_split,
-        policy=args.policy,
+        policy=choose_policy(METHODS[args.method].policies, args.policy),
         precision=place.compute.precision,
         mean=(),  # as these
         std=(),
         source_sha256="",
+        k=args.k,
+        l2sp_alpha=args.l2sp_alpha,
+        l2sp_beta=args.l2sp_beta,
+        lambda_k=args.lambda_k,
+        lambda_e=args.lambda_e,
     )
     for_source = replace(settings, epochs=args.source_epochs, milestones=tuple(args.source_steps))
     tasks = [TASK_BY_NAME[name] for name in dict.fromkeys(args.tasks)]
     pretrained = pretrained_file(args.pretrained)
-    check_tasks(tasks, place, pretrained)
+    method = METHODS[args.method]
+    check_tasks(tasks, place, pretrained, method.from_source)
     if str(args.pretrained) == "none":
         refuse_adopted(place.checkpoint(SOURCE))
 
-    say(f"SpotTune on {describe(place.compute)}; seed {args.seed}, records in {args.ckpdir}")
-    weights, history = source_weights(place, for_source, pretrained, SOURCE in tasks)
-    histories = {SOURCE.name: history} if SOURCE in tasks and history else {}
+    say(f"{method.title} on {describe(place.compute)}; seed {args.seed}, records in {args.ckpdir}")
+    weights, histories = None, {}
+    if method.from_source or SOURCE in tasks:
+        weights, history = source_weights(place, for_source, pretrained, SOURCE in tasks)
+        histories = {SOURCE.name: history} if SOURCE in tasks and history else {}
+    weights = weights if method.from_source else None
     for task in tasks:
         if task is not SOURCE:
-            histories[task.name] = train_target(place, task, settings, weights)
+            histories[task.name] = train_task(place, task, method.name, settings, weights)
     report(histories, args.ckpdir)
 
 
@@ -131,16 +156,19 @@ def pretrained_file(named: Path | None) -> Path | None:
     return named
 
 
-def check_tasks(tasks: Sequence[DecathlonTask], place: Workplace, pretrained: Path | None) -> None:
+def check_tasks(
+    tasks: Sequence[DecathlonTask], place: Workplace, pretrained: Path | None, from_source: bool
+) -> None:
     """Raise SpotTuneError at once if something that the run will need is missing."""
     place.ckpdir.mkdir(parents=True, exist_ok=True)
     if not os.access(place.ckpdir, os.W_OK):
         raise SpotTuneError(f"--ckpdir {place.ckpdir}: cannot be written to; name another folder")
     has_source = pretrained is not None or place.checkpoint(SOURCE).exists()
-    if SOURCE not in tasks and not has_source:
+    if from_source and SOURCE not in tasks and not has_source:
         raise SpotTuneError(
             f"no source weights: {place.checkpoint(SOURCE)} does not exist. Name some with "
-            f"--pretrained, put the released {RELEASED_WEIGHTS} here, or add imagenet12 to --tasks"
+            f"--pretrained, put the released {RELEASED_WEIGHTS} here, or add imagenet12 to "
+            f"--tasks; only --method scratch needs none"
         )
     for task in tasks:
         if not place.has(task, ["train", "val"]) and not (task is SOURCE and has_source):

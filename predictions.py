@@ -22,13 +22,14 @@ from arguments import (
     data_folders,
     positive_int,
 )
-from checkpoints import Checkpoint, checkpoint_file
-from decathlon import MOST_POINTS, TASKS, DecathlonTask
+from checkpoints import Checkpoint, checkpoint_file, compact_file
+from decathlon import MOST_POINTS, SOURCE, TASKS, DecathlonTask
 from devices import Compute, choose_compute, describe
 from errors import SpotTuneError
 from files import write_whole
 from imdbfolder_coco import annotation_file, check_categories, load_images, view_of
-from methods import build_method
+from methods import build_method, choose_policy
+from models.resnet26 import resnet26
 from packed import DataFolders
 from progress import say
 from training import TaskData, predict
@@ -41,9 +42,15 @@ class Question:
     split: str  # "val" or "test"
     folders: DataFolders
     ckpdir: Path
-    policy: str
+    policy: str | None  # None: each method's own
     seed: int
     batch_size: int
+    compact: bool  # Global-k's compact networks
+
+    def path(self, task: DecathlonTask) -> Path:
+        """The checkpoint to predict a task with; the source has no compact one."""
+        of = compact_file if self.compact and task is not SOURCE else checkpoint_file
+        return of(self.ckpdir, task.name)
 
 
 def submit(split: str, description: str, argv: Sequence[str] | None) -> None:
@@ -58,6 +65,7 @@ def submit(split: str, description: str, argv: Sequence[str] | None) -> None:
         policy=args.policy,
         seed=args.seed,
         batch_size=args.batch_size,
+        compact=args.compact,
     )
     say(f"predicting {split} with the networks in {args.ckpdir}, on {describe(compute)}")
     answers, missing = [], []
@@ -89,6 +97,11 @@ def parse_args(split: str, description: str, argv: Sequence[str] | None) -> argp
         help="what to write",
     )
     parser.add_argument(
+        "--compact",
+        action="store_true",
+        help="predict with compact.pt, what Global-k leaves of each target's network",
+    )
+    parser.add_argument(
         "--zip", action="store_true", help="also pack it beside itself, as the server takes it"
     )
     return parser.parse_args(argv)
@@ -113,7 +126,7 @@ def check_is_there(task: DecathlonTask, question: Question, wanted: Sequence[str
     if task.name not in wanted:
         raise TaskMissingError("left out with --tasks")
     for path in (
-        checkpoint_file(question.ckpdir, task.name),
+        question.path(task),
         annotations,
         question.folders.images_of(task.name),
     ):
@@ -123,23 +136,23 @@ def check_is_there(task: DecathlonTask, question: Question, wanted: Sequence[str
 
 def predict_task(task: DecathlonTask, question: Question, compute: Compute) -> list[dict[str, int]]:
     """One answer for every image of the split, in the annotations' order."""
-    path = checkpoint_file(question.ckpdir, task.name)
+    path = question.path(task)
     checkpoint = Checkpoint.load(path)
     if checkpoint.task != task.name:
         raise SpotTuneError(f"{path}: is of {checkpoint.task}; expected {task.name}")
     settings = checkpoint.settings
     images = load_images(task, [question.split], question.folders, settings.resize)
     check_categories(task.name, checkpoint.categories, images.categories.tolist())
-    method = build_method(checkpoint.kind, len(images.categories), settings.width)
+    net = resnet26(len(images.categories), settings.width)
+    method = build_method(checkpoint.kind, net, settings.width, settings.options)
     checkpoint.load_into(method, path)
     method.to(compute.device, memory_format=torch.channels_last)
 
     view = view_of(task, images, settings.resize, settings.crop, training=False)
     data = TaskData(images, view, (settings.mean, settings.std))
     seed = (question.seed, task.name, question.split)
-    predictions = predict(
-        method, data, question.batch_size, question.policy, seed, compute, task.name
-    )
+    policy = choose_policy(method.policies, question.policy)
+    predictions = predict(method, data, question.batch_size, policy, seed, compute, task.name)
     say(f"{task.name}: {len(images):,} images{remark(checkpoint, question.split)}")
     category_ids = images.categories[predictions.labels]
     return [

@@ -1,9 +1,11 @@
 """What a task's training leaves in its folder, besides the checkpoint: a record for people.
 
-records.jsonl      one line an epoch, read from top to bottom the run's history
+records.jsonl      one line an epoch, read from top to bottom the run's history; the last one also
+                   has the figures under every test-time policy that the method knows
 arguments.json     the settings of the task
 environment.json   versions, device, threads, commit
 cost.json          parameters, and multiply-accumulate operations per predicted image
+decisions.json     of the last epoch, where images decide: each val image's decisions
 curves.png         loss, accuracy and share of fine-tuned decisions over the epochs
 """
 
@@ -11,6 +13,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from devices import Compute
 from files import write_whole
 from imdbfolder_coco import View
 from settings import Settings
-from training import EpochResult
+from training import EpochResult, Predictions, Tested
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pycocotools", "matplotlib")
 TIMING_FIELDS = ("seconds", "images_per_second")  # of a record; all others repeat exactly
@@ -33,28 +36,40 @@ def epoch_record(
     settings: Settings,
     multiplier: float,
     trained: EpochResult,
-    tested: EpochResult | None,
+    tested: Mapping[str, Tested],
 ) -> dict:
-    """One line of records.jsonl. Accuracies in percent, losses in nats, shares from 0 to 1."""
+    """One line of records.jsonl. Accuracies in percent, losses in nats, shares from 0 to 1.
+
+    `tested`, by test-time policy, is empty where the epoch was not evaluated. If there are several,
+    the record has them all under "val_policies".
+    """
+    seen = settings.train_split == "trainval"
+    policies = {policy: val_fields(result, seen) for policy, result in tested.items()}
     return {
         "epoch": epoch + 1,
         "lr": settings.lr * multiplier,
         "lr_agent": settings.lr_agent * multiplier,
         "train_loss": trained.loss,
+        "train_penalty": trained.penalty,
         "train_accuracy": trained.accuracy,
         "train_fine_tuned_share": trained.fine_tuned_share,
-        **val_fields(tested, seen_in_training=settings.train_split == "trainval"),
+        **val_fields(tested.get(settings.policy), seen),
+        **({"val_policies": policies} if len(policies) > 1 else {}),
     }
 
 
-def val_fields(tested: EpochResult | None, seen_in_training: bool) -> dict:
+def val_fields(tested: Tested | None, seen_in_training: bool) -> dict:
     """The val part of a record; None where the epoch was not evaluated."""
-    return {
-        "val_loss": tested and tested.loss,
-        "val_accuracy": tested and tested.accuracy,
-        "val_fine_tuned_share": tested and tested.fine_tuned_share,
-        "val_seen_in_training": seen_in_training,
-    }
+    names = [field.name for field in fields(Tested)]
+    figures = {f"val_{name}": tested and getattr(tested, name) for name in names}
+    return {**figures, "val_seen_in_training": seen_in_training}
+
+
+def write_decisions(folder: Path, image_ids: Sequence[int], predictions: Predictions) -> None:
+    """decisions.json: the decisions for every val image, "1" for a fine-tuned block."""
+    rows = ["".join("01"[chosen] for chosen in row) for row in predictions.decisions.tolist()]
+    content = {"split": "val", "decisions": dict(zip(map(int, image_ids), rows, strict=True))}
+    write_whole(folder / "decisions.json", (json.dumps(content, indent=0) + "\n").encode())
 
 
 def summary(record: Mapping) -> str:
@@ -95,14 +110,26 @@ def write_surroundings(
 
 
 def cost(method: nn.Module, view: View) -> dict[str, object]:
-    """Parameters of the method, and MACs of one image of `view`'s size in its quicker form."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in method.parameters()]
+    """Parameters of the method, and MACs of one image of `view`'s size in its quicker form.
+
+    `stored_parameters`: what a task adds to the source network, which all tasks share: all that
+    has trained and is needed for predicting.
+    """
+    whole, trained = parameter_counts(method)
+    _, stored = parameter_counts(method.kept_for_predicting())
     return {
-        "parameters": sum(size for size, _ in sizes),
-        "trained_parameters": sum(size for size, trains in sizes if trains),
+        "parameters": whole,
+        "trained_parameters": trained,
+        "stored_parameters": stored,
         "image": [view.height, view.width],
         "macs_per_image": macs_per_image(method.evaluator(), view.height, view.width),
     }
+
+
+def parameter_counts(module: nn.Module) -> tuple[int, int]:
+    """All parameters, and those that train."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
 
 
 def environment(compute: Compute) -> dict[str, object]:

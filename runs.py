@@ -13,15 +13,30 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from checkpoints import Checkpoint, checkpoint_file
+from checkpoints import Checkpoint, checkpoint_file, compact_file
 from devices import Compute
 from errors import SpotTuneError
-from methods import Rates
+from methods import COMPACT_KIND, Rates
 from plots import draw_curves
 from progress import say
-from records import epoch_record, summary, write_records, write_surroundings
+from records import (
+    epoch_record,
+    parameter_counts,
+    summary,
+    write_decisions,
+    write_records,
+    write_surroundings,
+)
 from settings import Settings
-from training import EpochResult, TaskData, Trainer, lr_multiplier, predict, summarise, train_epoch
+from training import (
+    TaskData,
+    Tested,
+    Trainer,
+    lr_multiplier,
+    predict,
+    summarise,
+    train_epoch,
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +59,7 @@ class Run:
 
     def arguments(self) -> dict[str, object]:
         """What arguments.json holds."""
-        return {"task": self.task, "kind": self.kind, **self.settings.as_plain()}
+        return {"task": self.task, "method": self.kind, **self.settings.as_plain()}
 
     def found(self) -> Checkpoint | None:
         """The checkpoint to go on from, or None. Raises SpotTuneError if it is another run's."""
@@ -71,16 +86,36 @@ class Run:
 
     def save(self, method: nn.Module, optimizers: Sequence, history: list[dict]) -> None:
         """Write checkpoint and records after a finished epoch."""
-        Checkpoint(
+        states = [optimizer.state_dict() for optimizer in optimizers]
+        self.checkpoint(self.kind, method, states, history).save(self.path)
+        write_records(self.folder, history)
+
+    def save_compact(self, method: nn.Module, history: list[dict]) -> None:
+        """Write the network that is left when all images decide alike, if it is smaller."""
+        kept = method.kept_for_predicting()
+        if kept is method:
+            return
+        path = compact_file(self.ckpdir, self.task)
+        self.checkpoint(COMPACT_KIND, kept, [], history).save(path)
+        whole, _ = parameter_counts(method)
+        left, stored = parameter_counts(kept)
+        say(
+            f"{path}: {left:,} parameters instead of {whole:,}, {stored:,} of them not the "
+            f"source's; {path.stat().st_size / 1e6:.1f} MB"
+        )
+
+    def checkpoint(
+        self, kind: str, method: nn.Module, optimizers: list[dict], history: list[dict]
+    ) -> Checkpoint:
+        return Checkpoint(
             task=self.task,
-            kind=self.kind,
+            kind=kind,
             categories=self.categories,
             settings=self.settings,
             weights=method.state_dict(),
-            optimizers=[optimizer.state_dict() for optimizer in optimizers],
+            optimizers=optimizers,
             history=history,
-        ).save(self.path)
-        write_records(self.folder, history)
+        )
 
 
 def _brief(value: object) -> str:
@@ -115,11 +150,16 @@ def fit(
         _check_finite(trained.loss, label)
         is_last = epoch + 1 == settings.epochs
         is_tested = is_last or (epoch + 1) % eval_every == 0
-        tested = evaluate(run, method, val_data, compute) if is_tested else None
+        policies = method.policies if is_last else ()
+        tested = evaluate(run, method, val_data, compute, policies) if is_tested else {}
         record = epoch_record(epoch, settings, multiplier, trained, tested)
         record["seconds"] = round(seconds, 3)
         record["images_per_second"] = round(len(train_data.images) / seconds, 1)
         history.append(record)
+        if is_last:
+            run.save_compact(
+                method, history
+            )  # before the checkpoint, after which nothing is redone
         run.save(method, optimizers, history)
         say(f"{label}  {summary(record)}")
     draw_curves(history, run.task, run.folder / "curves.png")
@@ -170,18 +210,27 @@ def _check_momenta(optimizer: torch.optim.Optimizer) -> None:
                 raise ValueError("a momentum is missing or has another shape")
 
 
-def evaluate(run: Run, method: nn.Module, val_data: TaskData, compute: Compute) -> EpochResult:
-    """Loss, accuracy and decisions on the val images, with the run's test-time policy.
+def evaluate(
+    run: Run,
+    method: nn.Module,
+    val_data: TaskData,
+    compute: Compute,
+    policies: Sequence[str] = (),
+) -> dict[str, Tested]:
+    """Loss, accuracy and decisions on the val images under the run's test-time policy.
 
-    Drawn decisions are those of submit_val.py with the same seed.
+    And under `policies`, if any: then decisions.json is written too. Drawn decisions are those of
+    submit_val.py with the same seed.
     """
-    settings = run.settings
-    seed = (settings.seed, run.task, "val")
-    label = f"{run.task} val"
-    predictions = predict(
-        method, val_data, settings.batch_size, settings.policy, seed, compute, label
-    )
-    return summarise(predictions, val_data.images)
+    settings, images = run.settings, val_data.images
+    seed, label = (settings.seed, run.task, "val"), f"{run.task} val"
+    tested = {}
+    for policy in dict.fromkeys((settings.policy, *policies)):
+        predictions = predict(method, val_data, settings.batch_size, policy, seed, compute, label)
+        tested[policy] = summarise(predictions, images)
+        if policies and policy == settings.policy:
+            write_decisions(run.folder, images.image_ids, predictions)
+    return tested
 
 
 def _set_learning_rates(

@@ -4,8 +4,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
+from gumbel_softmax import POLICIES
+from methods import Options
+
 LARGEST = 1024  # channels of a stem, or pixels of a side
-POLICIES = ("argmax", "sample")
 TRAIN_SPLITS = {"trainval": ("train", "val"), "train": ("train",)}
 TUPLES = ("milestones", "mean", "std")
 
@@ -25,11 +27,21 @@ class Settings:
     width: int  # channels of the stem
     seed: int
     train_split: str  # "trainval" or "train"
-    policy: str  # at test time: "argmax" or "sample"
+    policy: str  # at test time: one of POLICIES
     precision: str  # "fp32" or "bf16"
     mean: tuple[float, ...]  # of the task's images: red, green, blue from 0 to 1
     std: tuple[float, ...]
     source_sha256: str  # of the pretrained weights; "" where there are none
+    k: int = 0  # this and the following as in methods.Options
+    l2sp_alpha: float = 0.0
+    l2sp_beta: float = 0.0
+    lambda_k: float = 0.0
+    lambda_e: float = 0.0
+
+    @property
+    def options(self) -> Options:
+        """What the method needs to know."""
+        return Options(**{field.name: getattr(self, field.name) for field in fields(Options)})
 
     def as_plain(self) -> dict:
         """Only types that JSON and a checkpoint may hold."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cutting import Cutter, cutter_for
 from devices import Compute, to_device
-from gumbel_softmax import gumbel_noise
+from gumbel_softmax import added_at_test_time, gumbel_noise
 from imdbfolder_coco import Batch, EpochOrder, View, evaluation_order, normalise, training_order
 from methods import Rates
 from packed import PackedImages
@@ -28,11 +28,16 @@ def lr_multiplier(epoch: int, milestones: Sequence[int]) -> float:
     return 0.1 ** sum(epoch >= milestone for milestone in milestones)
 
 
+# Cross-entropy and penalty in nats, scores N x K, and decisions N x L where there are any.
+Forward = tuple[Tensor, Tensor | float, Tensor, Tensor | None]
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What one batch adds to an epoch's sums, as tensors on the device."""
 
     loss_sum: Tensor
+    penalty_sum: Tensor
     correct: Tensor
     fine_tuned_L: Tensor  # images that took the fine-tuned copy of each block
 
@@ -41,20 +46,21 @@ def train_step(
     images: Tensor,
     labels: Tensor,
     noise_NL2: Tensor,
-    forward: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]],
+    forward: Callable[[Tensor, Tensor, Tensor], Forward],
     optimizers: Sequence[torch.optim.Optimizer],
 ) -> StepResult:
     """Update a method's networks on one batch; a single loss trains them all."""
-    loss, scores_NK, decisions_NL = forward(images, labels, noise_NL2)
+    loss, penalty, scores_NK, decisions_NL = forward(images, labels, noise_NL2)
 
     for optimizer in optimizers:
         optimizer.zero_grad()
-    loss.backward()
+    (loss + penalty).backward()
     for optimizer in optimizers:
         optimizer.step()
 
     return StepResult(
         loss_sum=loss.detach() * len(labels),
+        penalty_sum=torch.as_tensor(penalty, device=loss.device).detach() * len(labels),
         correct=(scores_NK.argmax(dim=1) == labels).sum(),
         fine_tuned_L=_fine_tuned_images(decisions_NL, images.device),
     )
@@ -74,13 +80,12 @@ class Trainer:
         self.batch_size = batch_size
         self.compiled_forward = compute.compile(self.forward)
 
-    def forward(
-        self, images: Tensor, labels: Tensor, noise_NL2: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Loss, scores N x K and decisions N x L of a batch."""
+    def forward(self, images: Tensor, labels: Tensor, noise_NL2: Tensor) -> Forward:
+        """Cross-entropy, the method's penalty, scores N x K and decisions N x L of a batch."""
         with self.compute.autocast():
             scores_NK, decisions_NL = self.method(images, noise_NL2)
-        return F.cross_entropy(scores_NK, labels), scores_NK, decisions_NL
+        loss = F.cross_entropy(scores_NK, labels)
+        return loss, self.method.penalty(decisions_NL), scores_NK, decisions_NL
 
     def step(self, images: Tensor, labels: Tensor, noise_NL2: Tensor) -> StepResult:
         is_full = len(labels) == self.batch_size
@@ -98,7 +103,8 @@ def _fine_tuned_images(decisions_NL: Tensor | None, device: torch.device) -> Ten
 class EpochResult:
     """Averages over the images of an epoch."""
 
-    loss: float
+    loss: float  # cross-entropy, in nats
+    penalty: float  # what the method adds to it
     accuracy: float  # percent
     fine_tuned_share: list[float]  # of images, per block; empty for a network without decisions
 
@@ -136,17 +142,19 @@ def train_epoch(
     method, device = trainer.method.train(), trainer.compute.device
     order = training_order(data.images, data.view, *seed)
     noise = noise_for(method, len(data.images), *seed).to(device)
-    loss_sum = torch.zeros((), device=device)
+    loss_sum, penalty_sum = torch.zeros(2, device=device).unbind()
     correct = torch.zeros((), device=device, dtype=torch.int64)
     fine_tuned_L = torch.zeros(method.num_blocks, device=device)
     for batch, images, labels in data.on_device(order, trainer.batch_size, device, label):
         step = trainer.step(images, labels, noise[batch.positions])
         loss_sum += step.loss_sum
+        penalty_sum += step.penalty_sum
         correct += step.correct
         fine_tuned_L += step.fine_tuned_L
     count = len(data.images)
     return EpochResult(
         loss=loss_sum.item() / count,
+        penalty=penalty_sum.item() / count,
         accuracy=100 * correct.item() / count,
         fine_tuned_share=(fine_tuned_L / count).tolist(),
     )
@@ -176,16 +184,17 @@ def predict(
     compute: Compute,
     label: str,
 ) -> Predictions:
-    """Classes of all images. `policy` "argmax" takes the likelier decision, "sample" draws one.
+    """Classes of all images; `policy` as in gumbel_softmax.py, without meaning for a plain network.
 
     The released code always draws, unseeded, so that its predictions change from run to run.
     """
     evaluator = method.eval().evaluator()
-    noise = noise_for(method, len(data.images), "test", *seed) if policy == "sample" else None
+    draw = generator("gumbel", "test", *seed)
+    noise = added_at_test_time(policy, len(data.images), method.num_blocks, draw)
     labels, losses, decisions = [], [], []
     order = evaluation_order(data.images, data.view)
     for batch, images, true_labels in data.on_device(order, batch_size, compute.device, label):
-        noise_NL2 = None if noise is None else to_device(noise[batch.positions], compute.device)
+        noise_NL2 = to_device(noise[batch.positions], compute.device)
         with compute.autocast():
             scores_NK, decisions_NL = evaluator(images, noise_NL2)
         labels.append(scores_NK.argmax(dim=1))
@@ -206,10 +215,26 @@ def _losses(scores_NK: Tensor, labels: Tensor) -> Tensor:
     return losses.masked_fill(labels < 0, torch.nan)
 
 
-def summarise(predictions: Predictions, images: PackedImages) -> EpochResult:
+@dataclass(frozen=True)
+class Tested:
+    """What predictions for labelled images come to."""
+
+    loss: float  # cross-entropy, in nats
+    accuracy: float  # percent
+    fine_tuned_share: list[float]  # of images, per block; empty for a network without decisions
+    blocks_per_image: list[int]  # images that fine-tune 0, 1, ... L blocks
+    distinct_policies: int  # different rows of decisions
+
+
+def summarise(predictions: Predictions, images: PackedImages) -> Tested:
     """Loss, accuracy and decisions of predictions for labelled images."""
-    return EpochResult(
+    decisions_NL = predictions.decisions
+    num_blocks = decisions_NL.shape[1]
+    counts = np.bincount(decisions_NL.sum(axis=1), minlength=num_blocks + 1)
+    return Tested(
         loss=float(predictions.losses.mean(dtype=np.float64)),
         accuracy=100 * float((predictions.labels == images.labels).mean()),
-        fine_tuned_share=predictions.decisions.mean(axis=0).tolist(),
+        fine_tuned_share=decisions_NL.mean(axis=0).tolist(),
+        blocks_per_image=counts.tolist() if num_blocks else [],
+        distinct_policies=len(np.unique(decisions_NL, axis=0)) if num_blocks else 0,
     )

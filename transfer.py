@@ -1,15 +1,14 @@
 """From source to target: the source network's weights, and the training that starts from them.
 
-The source network is read from a file, found in --ckpdir, or trained on imagenet12; SpotTune then
-pairs each of its blocks with a copy and trains on a target task.
+The source network is read from a file, found in --ckpdir, or trained on imagenet12; a method then
+starts from it on a target task.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from checkpoints import Checkpoint, checkpoint_file
 from decathlon import SOURCE, DecathlonTask
@@ -23,9 +22,9 @@ from imdbfolder_coco import (
     require_labels,
     view_of,
 )
-from methods import PlainNetwork, SpotTune
+from methods import METHODS, SOURCE_KIND, Options, PlainNetwork, build_method
 from models.pretrained import SourceWeights
-from models.resnet26 import resnet26
+from models.resnet26 import ResNet, resnet26
 from packed import DataFolders
 from progress import say
 from randomness import seeded_initialisation
@@ -60,11 +59,16 @@ class Workplace:
     def checkpoint(self, task: DecathlonTask) -> Path:
         return checkpoint_file(self.ckpdir, task.name)
 
-    def settings(self, task: DecathlonTask, shared: Settings, source_sha256: str) -> Settings:
-        """The shared settings with what is the task's own."""
+    def settings(
+        self, task: DecathlonTask, kind: str, shared: Settings, source_sha256: str
+    ) -> Settings:
+        """The shared settings with what is the task's own; 0 for what its method does not read."""
         mean, std = self.mean_std[task.name]
+        read = METHODS[kind].options if kind in METHODS else ()
+        unread = {field.name: field.type(0) for field in fields(Options) if field.name not in read}
         return replace(
             shared,
+            **unread,
             weight_decay=task.weight_decay,
             mean=tuple(mean),
             std=tuple(std),
@@ -131,8 +135,8 @@ def adopt_source(
             f"leave --pretrained out"
         )
     categories = [SOURCE.first_category_id + label for label in range(weights.num_classes)]
-    settings = place.settings(SOURCE, replace(settings, epochs=0), weights.sha256)
-    run = Run(place.ckpdir, SOURCE.name, "source", categories, settings)
+    settings = place.settings(SOURCE, SOURCE_KIND, replace(settings, epochs=0), weights.sha256)
+    run = Run(place.ckpdir, SOURCE.name, SOURCE_KIND, categories, settings)
     method = PlainNetwork(weights.network(settings.width))
     history = found.history if found else []
     if evaluated and not history and place.has(SOURCE, ["val"]):
@@ -151,45 +155,39 @@ def adopted_record(run: Run, method: PlainNetwork, place: Workplace) -> dict:
     val_data = place.data(SOURCE, ("val",), run.settings)
     check_categories(run.task, run.categories, val_data.images.categories.tolist())
     method.to(place.compute.device, memory_format=torch.channels_last)
-    tested = evaluate(run, method, val_data, place.compute)
+    (tested,) = evaluate(run, method, val_data, place.compute).values()
     say(f"{SOURCE.name}: the pretrained weights reach {tested.accuracy:.1f} % on val")
     return {"epoch": 0, **val_fields(tested, seen_in_training=False)}
 
 
 def train_source(place: Workplace, settings: Settings) -> list[dict]:
     """Train imagenet12 with a plain ResNet-26 from random weights."""
-
-    def build(num_classes: int) -> PlainNetwork:
-        return PlainNetwork(resnet26(num_classes, settings.width))
-
-    return train_task(place, SOURCE, "source", place.settings(SOURCE, settings, ""), build)
-
-
-def train_target(
-    place: Workplace, task: DecathlonTask, settings: Settings, weights: SourceWeights
-) -> list[dict]:
-    """Train SpotTune on one target task, from the source's weights."""
-
-    def build(num_classes: int) -> SpotTune:
-        return SpotTune(weights.transferred(num_classes, settings.width), settings.width)
-
-    settings = place.settings(task, settings, weights.sha256)
-    return train_task(place, task, "spottune", settings, build)
+    return train_task(place, SOURCE, SOURCE_KIND, settings, None)
 
 
 def train_task(
     place: Workplace,
     task: DecathlonTask,
     kind: str,
-    settings: Settings,
-    build: Callable[[int], nn.Module],
+    shared: Settings,
+    weights: SourceWeights | None,
 ) -> list[dict]:
-    """Data, initial weights and training of one task; returns its history."""
+    """Data, initial weights and training of one task; returns its history.
+
+    `kind` of method, see methods.py; without `weights` it starts from random ones.
+    """
+    settings = place.settings(task, kind, shared, weights.sha256 if weights else "")
     train_data = place.data(task, TRAIN_SPLITS[settings.train_split], settings)
     val_data = place.data(task, ("val",), settings)
     categories = train_data.images.categories.tolist()
     check_categories(task.name, categories, val_data.images.categories.tolist())
     with seeded_initialisation(settings.seed, task.name):
-        method = build(len(categories))
+        net = initial_network(weights, len(categories), settings.width)
+        method = build_method(kind, net, settings.width, settings.options)
     run = Run(place.ckpdir, task.name, kind, categories, settings)
     return fit(run, method, train_data, val_data, place.compute, place.eval_every)
+
+
+def initial_network(weights: SourceWeights | None, num_classes: int, width: int) -> ResNet:
+    """The source network with a new classifier, or a network with random weights."""
+    return weights.transferred(num_classes, width) if weights else resnet26(num_classes, width)

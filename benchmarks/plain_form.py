@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from gumbel_softmax import hard_decisions
+from gumbel_softmax import likelier_decisions
 from methods import MOMENTUM, POLICY_WEIGHT_DECAY, Rates, SpotTune
 
 
@@ -70,7 +70,7 @@ def plain_train_step(
 
 
 @torch.no_grad()
-def plain_predict(images: Tensor, noise_NL2: Tensor | None, method: SpotTune) -> Tensor:
+def plain_predict(images: Tensor, noise_NL2: Tensor, method: SpotTune) -> Tensor:
     """Scores N x K in evaluation mode, through both branches of every block."""
-    decisions_NL = hard_decisions(method.policy_net(images), noise_NL2)
+    decisions_NL = likelier_decisions(method.policy_net(images) + noise_NL2)
     return method.net(images, decisions_NL)

@@ -30,6 +30,7 @@ from errors import SpotTuneError, run_script
 from files import replacing, write_whole
 from imdbfolder_coco import View, annotation_file, load_images, read_annotations, training_order
 from methods import Rates, build_method
+from models.resnet26 import resnet26
 from packed import HEADER, DataFolders, finish, new_index, pack_file, sha256_of
 from progress import say
 from training import TaskData, Trainer, train_epoch
@@ -181,7 +182,7 @@ def part_train_epoch(folders: DataFolders) -> dict[str, float]:
     """One epoch of SpotTune at width 8."""
     images = load_images(SOURCE, ["train"], folders, SIDE)
     data = TaskData(images, View(CROP, CROP, random=True), ((0.5,) * 3, (0.25,) * 3))
-    method = build_method("spottune", SOURCE.num_classes, 8)
+    method = build_method("spottune", resnet26(SOURCE.num_classes, 8), 8)
     trainer = Trainer(method, Rates(0.01, 0.01, 0.0), CPU, batch_size=128)
     start = time.perf_counter()
     train_epoch(trainer, data, (0, "growth", 0), "growth")

@@ -37,7 +37,7 @@ from errors import SpotTuneError, run_script
 from files import write_whole
 from gumbel_softmax import gumbel_noise
 from imdbfolder_coco import View, normalise, training_order
-from methods import Rates, SpotTune
+from methods import Rates, build_method
 from models.resnet26 import PAPER_WIDTH, resnet26
 from packed import Annotations, DataFolders, open_packed
 from progress import say
@@ -192,10 +192,10 @@ def compare_data(folder: Path, sizes: Sizes) -> dict[str, float]:
 # --- Training and evaluation --------------------------------------------------------------------
 
 
-def new_method(sizes: Sizes, compute: Compute, channels_last: bool = True) -> SpotTune:
+def new_method(sizes: Sizes, compute: Compute, channels_last: bool = True) -> torch.nn.Module:
     """A SpotTune network for 100 classes with random weights, the same in each call."""
     torch.manual_seed(0)
-    method = SpotTune(resnet26(100, sizes.width), sizes.width).to(compute.device)
+    method = build_method("spottune", resnet26(100, sizes.width), sizes.width).to(compute.device)
     return method.to(memory_format=torch.channels_last) if channels_last else method
 
 

@@ -26,7 +26,7 @@ from checkpoints import Checkpoint
 from decathlon import SOURCE, TASK_BY_NAME
 from errors import SpotTuneError, run_script
 from methods import build_method
-from models.resnet26 import PAPER_WIDTH
+from models.resnet26 import PAPER_WIDTH, resnet26
 from progress import say
 from settings import Settings
 
@@ -113,7 +113,7 @@ def write_task(folder: Path, count: int, side: int) -> None:
 
 def write_source(path: Path, width: int) -> None:
     """A checkpoint of a source network that was never trained."""
-    method = build_method("source", 10, width)
+    method = build_method("source", resnet26(10, width), width)
     categories = [SOURCE.first_category_id + label for label in range(10)]
     settings = Settings(
         epochs=0, milestones=(), lr=0.1, lr_agent=0.01, weight_decay=0.0, batch_size=128,

@@ -11,6 +11,7 @@ Shapes (N images, L blocks, K classes): decisions N x L, 0 = kept, 1 = fine-tune
 """
 
 import copy
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -49,4 +50,26 @@ class SpotTuneNet(nn.Module):
         x = self.stem(images_N3HW)
         for pair, decisions_N in zip(self.pairs, decisions_NL.unbind(dim=1), strict=True):
             x = pair(x, decisions_N)
+        return self.head(x)
+
+    def single_branch(self, fine_tuned: Sequence[bool]) -> "SingleBranchNet":
+        """A copy with one block of each pair: what is needed if all images decide alike."""
+        blocks = [
+            pair.fine_tuned if chosen else pair.kept
+            for pair, chosen in zip(self.pairs, fine_tuned, strict=True)
+        ]
+        return copy.deepcopy(SingleBranchNet(self.stem, nn.ModuleList(blocks), self.head))
+
+
+class SingleBranchNet(nn.Module):
+    """stem -> blocks -> head, with the names of the network that was paired."""
+
+    def __init__(self, stem: nn.Module, blocks: nn.ModuleList, head: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.blocks, self.head = stem, blocks, head
+
+    def forward(self, images_N3HW: Tensor) -> Tensor:
+        x = self.stem(images_N3HW)
+        for block in self.blocks:
+            x = block(x)
         return self.head(x)

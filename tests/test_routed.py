@@ -4,8 +4,8 @@ import pytest
 import torch
 from test_models import perturb_
 
-from gumbel_softmax import gumbel_noise
-from methods import PlainNetwork, SpotTune
+from gumbel_softmax import POLICIES, added_at_test_time, gumbel_noise
+from methods import PlainNetwork, build_method
 from models.folding import folded
 from models.resnet26 import resnet26
 from models.routed import RoutedNet
@@ -15,7 +15,7 @@ from models.routed import RoutedNet
 def method():
     """A SpotTune method whose copies, statistics and decisions all differ."""
     torch.manual_seed(0)
-    method = SpotTune(resnet26(5, width=4), width=4)
+    method = build_method("spottune", resnet26(5, width=4), 4)
     perturb_(method)
     for pair in method.net.pairs:
         perturb_(pair.fine_tuned, seed=5)
@@ -42,16 +42,17 @@ def test_routed_scores_are_those_of_both_branches(share, channels_last, method):
     close(RoutedNet(method.net)(images, decisions), method.net(images, decisions))
 
 
-@pytest.mark.parametrize("policy", ["argmax", "sample"])
+@pytest.mark.parametrize("policy", POLICIES)
 @torch.no_grad()
 def test_the_evaluator_decides_and_answers_as_the_method_does(policy, method):
     images = torch.randn(32, 3, 16, 16)
-    noise = None
-    if policy == "sample":
-        noise = gumbel_noise((32, 12, 2), torch.Generator().manual_seed(0))
+    noise = added_at_test_time(policy, 32, 12, torch.Generator().manual_seed(0))
     (ours, routed), (theirs, both) = method.evaluator()(images, noise), method(images, noise)
     assert torch.equal(routed, both)
-    assert 0 < routed.mean() < 1
+    if policy in ("finetuned", "kept"):
+        assert (routed == (policy == "finetuned")).all()
+    else:
+        assert 0 < routed.mean() < 1
     close(ours, theirs)
 
 

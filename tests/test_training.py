@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from decathlon import TASK_BY_NAME
 from devices import Compute
 from imdbfolder_coco import load_images, training_order, view_of
-from methods import PlainNetwork, Rates, SpotTune
+from methods import PlainNetwork, Rates, build_method
 from models.resnet26 import resnet26
 from packed import DataFolders
 from training import TaskData, Trainer, lr_multiplier, noise_for, predict, summarise, train_epoch
@@ -45,7 +45,7 @@ def data(decathlon_root, tmp_path):
 @pytest.fixture
 def method():
     torch.manual_seed(0)
-    method = SpotTune(resnet26(2, width=4), width=4)
+    method = build_method("spottune", resnet26(2, width=4), 4)
     for pair in method.net.pairs:
         for parameter in pair.fine_tuned.parameters():
             parameter.data.mul_(1.5)
