@@ -138,6 +138,8 @@ def fit(
     optimizers = trainer.optimizers
     history = _restore(run, method, optimizers)
     if len(history) < settings.epochs:
+        for record in history:
+            record.pop("val_policies", None)  # of an earlier last epoch
         write_surroundings(run.folder, run.arguments(), compute, method, val_data.view)
     for epoch in range(len(history), settings.epochs):
         multiplier = lr_multiplier(epoch, settings.milestones)
@@ -157,9 +159,7 @@ def fit(
         record["images_per_second"] = round(len(train_data.images) / seconds, 1)
         history.append(record)
         if is_last:
-            run.save_compact(
-                method, history
-            )  # before the checkpoint, after which nothing is redone
+            run.save_compact(method, history)  # first: after the checkpoint nothing is redone
         run.save(method, optimizers, history)
         say(f"{label}  {summary(record)}")
     draw_curves(history, run.task, run.folder / "curves.png")
