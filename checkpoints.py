@@ -1,7 +1,8 @@
 """Checkpoints: tensors, numbers and strings in a file that is written whole.
 
 Never whole modules, so that renaming a class does not lose a model; read with weights_only=True,
-which runs nothing that the file says.
+which runs nothing that the file says. A SHA-256 over all that a checkpoint holds tells a damaged
+one; the one before is kept beside it as checkpoint.previous.pt.
 """
 
 import errno
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from errors import SpotTuneError
-from files import write_whole
+from files import keep_copy, write_whole
+from progress import say
 from settings import Settings
 
 # What torch.load raises for files that it cannot read, depending on where they are broken.
@@ -47,6 +49,11 @@ def checkpoint_file(ckpdir: Path, task: str) -> Path:
     return ckpdir / task / "checkpoint.pt"
 
 
+def previous_file(path: Path) -> Path:
+    """Where the checkpoint before that at `path` is kept."""
+    return path.with_suffix(".previous.pt")
+
+
 def compact_file(ckpdir: Path, task: str) -> Path:
     """Where Global-k leaves a network with one copy of each block."""
     return ckpdir / task / "compact.pt"
@@ -63,13 +70,38 @@ class Checkpoint:
     weights: Mapping[str, Tensor]  # of the method: networks and policy network
     optimizers: list[dict]
     history: list[dict]  # one record an epoch
+    unfinished: dict | None = None  # the sums of an epoch left in the middle, see training.py
 
     def save(self, path: Path) -> None:
-        """Put the checkpoint in the place of `path`, whole or not at all."""
-        content = {"format": FORMAT, **vars(self), "settings": self.settings.as_plain()}
+        """Put the checkpoint in the place of `path`, whole or not at all; keep the one before."""
+        content = {**vars(self), "settings": self.settings.as_plain()}
+        content["weights"] = dict(self.weights)
         whole = io.BytesIO()  # torch.save hides the reason when writing to a disk fails
-        torch.save(content, whole)
+        torch.save({"format": FORMAT, "sha256": content_sha256(content), **content}, whole)
+        if path.exists():
+            keep_copy(path, previous_file(path))
         write_whole(path, whole.getbuffer())
+
+    @classmethod
+    def latest(cls, path: Path) -> "Checkpoint | None":
+        """The checkpoint to go on from, None if there is none yet.
+
+        If it is damaged the one before takes its place, and that is said. Raises SpotTuneError if
+        that one is missing or damaged too.
+        """
+        before = previous_file(path)
+        if not path.exists() and not before.exists():
+            return None
+        try:
+            return cls.load(path)
+        except SpotTuneError as error:
+            if not before.exists():
+                raise
+            say(f"{error}. Going on from the one before, {before.name}")
+            checkpoint = cls.load(before)
+        if path.exists():  # else the next save would put it in the good one's place
+            path.replace(path.with_suffix(".damaged.pt"))
+        return checkpoint
 
     @classmethod
     def load(cls, path: Path, advice: str = REMOVE) -> "Checkpoint":
@@ -85,9 +117,11 @@ class Checkpoint:
                 f"{advice}"
             )
         try:
+            if content.pop("sha256", None) != content_sha256(content):
+                raise TypeError("its content is not what was written")
             checkpoint = cls(**{**content, "settings": Settings.from_plain(content["settings"])})
             _check_types(checkpoint)
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, RuntimeError) as error:
             raise SpotTuneError(f"{path}: a damaged checkpoint ({error}). {advice}") from error
         return checkpoint
 
@@ -123,6 +157,8 @@ def _check_types(checkpoint: Checkpoint) -> None:
         values = getattr(checkpoint, name)
         if not isinstance(values, list) or not all(type(value) is member for value in values):
             raise TypeError(f"{name} is not a list of {member.__name__}")
+    if not isinstance(checkpoint.unfinished, (dict, type(None))):
+        raise TypeError("its unfinished epoch is no dictionary")
     if not checkpoint.categories:
         raise TypeError("it has no categories")
     for name, tensor in checkpoint.weights.items():
@@ -150,6 +186,38 @@ def _check_history(checkpoint: Checkpoint) -> None:
         for name, types in RECORDED.items():
             if type(record[name]) not in types:
                 raise TypeError(f"{name} in its record of epoch {number} is no number")
+
+
+def content_sha256(content: object) -> str:
+    """One hash over nested dictionaries and lists of tensors, numbers and strings.
+
+    Raises TypeError for anything else, which has no place in a checkpoint.
+    """
+    digest = hashlib.sha256()
+    _add_to(digest, content)
+    return digest.hexdigest()
+
+
+def _add_to(digest: "hashlib._Hash", value: object) -> None:
+    """Types and lengths go in too, so that no two contents look alike."""
+    if isinstance(value, Tensor):
+        digest.update(f"tensor {tuple(value.shape)} {value.dtype} ".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    elif isinstance(value, dict):
+        digest.update(f"dict {len(value)} ".encode())
+        for key, member in value.items():
+            _add_to(digest, key)
+            _add_to(digest, member)
+    elif isinstance(value, (list, tuple)):
+        digest.update(f"{type(value).__name__} {len(value)} ".encode())
+        for member in value:
+            _add_to(digest, member)
+    elif value is None or isinstance(value, (bool, int, float, str)):
+        text = repr(value)
+        digest.update(f"{type(value).__name__} {len(text)} {text} ".encode())
+    else:
+        raise TypeError(f"a {type(value).__name__} has no place in a checkpoint")
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:

@@ -43,6 +43,29 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the device, or the machine, had no memory left for what was asked."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()  # the CPU's allocator and oneDNN have no exception of their own
+    return any(words in text for words in ("can't allocate memory", "out of memory", "alloc_cpu"))
+
+
+def reading(figure: Tensor) -> Callable[[], float]:
+    """Begin to read a number back; the call waits only for what was asked of the device so far."""
+    if figure.device.type != "cuda":
+        return figure.item
+    on_host = figure.detach().to("cpu", non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> float:
+        copied.synchronize()
+        return on_host.item()
+
+    return wait
+
+
 def choose_compute(device_name: str, precision: str, compiled: bool = False) -> Compute:
     """`device_name` "auto" takes a GPU if there is one; `precision` "auto" bf16 where it is fast.
 

@@ -21,12 +21,22 @@ REMEDIES = {
     errno.ENAMETOOLONG: "that name is longer than the file system allows; choose a shorter one",
 }
 READER_GONE = 141  # the status of a program that SIGPIPE ends: 128 + 13
-STOPPED = 130  # the shell's convention for Ctrl-C
-TERMINATED = 143  # and for SIGTERM
+
+
+# Of a keyboard, of a batch system's limits, and of one that is about to preempt.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class SpotTuneError(Exception):
     """Something that the user can mend. Its message is one whole, helpful line."""
+
+
+class Stopped(BaseException):  # noqa: N818 - like KeyboardInterrupt, no error
+    """A signal ended the program on purpose; `number` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -34,15 +44,17 @@ def run_script(main: Callable[[], None]) -> None:
 
     Any other exception is a bug and shows its traceback.
     """
-    signal.signal(signal.SIGTERM, _stop)
+    for number in STOP_SIGNALS:
+        signal.signal(number, _stop)
     try:
         main()
         print(end="", flush=True)  # Python would flush at exit, too late to tell a fault kindly
     except BrokenPipeError:  # `score.py | head`: no mistake, only nobody left to tell
         sys.exit(READER_GONE)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where it can", file=sys.stderr)
-        sys.exit(STOPPED)
+    except Stopped as stop:
+        name = signal.Signals(stop.number).name
+        print(f"{name}: stopped; the same command goes on where it can", file=sys.stderr)
+        sys.exit(128 + stop.number)
     except SpotTuneError as error:
         sys.exit(f"error: {printable(str(error))}")
     except OSError as error:
@@ -55,8 +67,8 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def _stop(number: int, frame: object) -> NoReturn:
-    """Let a SIGTERM unwind the program, so that half-written files are removed."""
-    sys.exit(TERMINATED)
+    """Let a signal unwind the program, so that half-written files are removed."""
+    raise Stopped(number)
 
 
 def printable(text: str) -> str:

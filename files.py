@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +36,22 @@ def write_whole(path: Path, data: bytes) -> None:
     """Put `data` in the place of `path`, whole or not at all."""
     with replacing(path) as stream:
         stream.write(data)
+
+
+def keep_copy(path: Path, copy: Path) -> None:
+    """Let `copy` hold what `path` holds now, also after `path` is replaced.
+
+    Without writing it again where the file system knows hard links.
+    """
+    temporary = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        try:
+            temporary.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, temporary)
+        temporary.replace(copy)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

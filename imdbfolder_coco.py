@@ -244,13 +244,13 @@ class EpochOrder:
     flips: np.ndarray
 
     def batches(
-        self, labels: np.ndarray, cut: Cutter, view: View, batch_size: int
+        self, labels: np.ndarray, cut: Cutter, view: View, batch_size: int, first: int = 0
     ) -> Iterator[Batch]:
-        """Batches of `batch_size` images; the last one holds what is left over.
+        """Batches of `batch_size` images from the `first` on; the last holds what is left over.
 
         `labels` are those of all images; `cut` gives windows of them (see cutting.py).
         """
-        for start in range(0, len(self.indices), batch_size):
+        for start in range(first * batch_size, len(self.indices), batch_size):
             part = slice(start, start + batch_size)
             index = self.indices[part]
             windows = cut(index, self.tops[part], self.lefts[part], view.height, view.width)

@@ -31,6 +31,7 @@ from methods import METHODS, choose_policy
 from models.resnet26 import PAPER_WIDTH
 from plots import draw_fine_tuned_share
 from progress import say
+from runs import Pace
 from settings import TRAIN_SPLITS, Settings
 from transfer import Workplace, refuse_adopted, source_weights, train_task
 
@@ -84,6 +85,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="train through torch.compile with CUDA graphs; for GPUs, pays from some minutes on")
     add("--eval_every", type=positive_int, default=1, metavar="N",
         help="evaluate on val every N epochs, and after the last")
+    add("--checkpoint_minutes", type=positive_float, default=10.0, metavar="MINUTES",
+        help="save inside an epoch too, after so many minutes")
     # fmt: on
     return parser.parse_args(argv)
 
@@ -96,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ckpdir=args.ckpdir,
         mean_std=read_mean_std(args.mean_std),
         compute=choose_compute(args.device, args.precision, args.compile),
-        eval_every=args.eval_every,
+        pace=Pace(args.eval_every, 60 * args.checkpoint_minutes),
     )
     settings = Settings(
         epochs=args.nb_epochs,

@@ -26,13 +26,14 @@ from checkpoints import Checkpoint, checkpoint_file, compact_file
 from decathlon import MOST_POINTS, SOURCE, TASKS, DecathlonTask
 from devices import Compute, choose_compute, describe
 from errors import SpotTuneError
+from evaluation import predict
 from files import write_whole
 from imdbfolder_coco import annotation_file, check_categories, load_images, view_of
 from methods import build_method, choose_policy
 from models.resnet26 import resnet26
 from packed import DataFolders
 from progress import say
-from training import TaskData, predict
+from task_data import TaskData
 
 
 @dataclass(frozen=True)

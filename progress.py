@@ -11,13 +11,20 @@ Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 30.0
 
 
-def track(items: Iterable[Item], total: int, label: str, unit: str = "step") -> Iterator[Item]:
-    """Yield the items of `items`, showing on standard error how far along `total` they are."""
+def track(
+    items: Iterable[Item], total: int, label: str, unit: str = "step", first: int = 0
+) -> Iterator[Item]:
+    """Yield the items of `items`, showing on standard error how far along `total` they are.
+
+    `first` of them were done before.
+    """
     if sys.stderr.isatty():
-        yield from tqdm(items, total=total, desc=label, unit=unit, leave=False, dynamic_ncols=True)
+        yield from tqdm(
+            items, label, total, initial=first, unit=unit, leave=False, dynamic_ncols=True
+        )
         return
     last_line = time.monotonic()
-    for done, item in enumerate(items):
+    for done, item in enumerate(items, start=first):
         if time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
             print(f"{label}: {done:,} of {total:,} {unit}s", file=sys.stderr, flush=True)
             last_line = time.monotonic()

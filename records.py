@@ -22,10 +22,11 @@ from torch import nn
 
 from compute_cost import macs_per_image
 from devices import Compute
+from evaluation import Predictions, Tested
 from files import write_whole
 from imdbfolder_coco import View
 from settings import Settings
-from training import EpochResult, Predictions, Tested
+from training import EpochResult
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pycocotools", "matplotlib")
 TIMING_FIELDS = ("seconds", "images_per_second")  # of a record; all others repeat exactly

@@ -4,9 +4,8 @@ The checkpoint is the truth: records are written from its history, so that a run
 between the two never shows an epoch twice.
 """
 
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from torch import nn
 
 from checkpoints import Checkpoint, checkpoint_file, compact_file
 from devices import Compute
-from errors import SpotTuneError
+from errors import SpotTuneError, Stopped
+from evaluation import Tested, predict, summarise
 from methods import COMPACT_KIND, Rates
 from plots import draw_curves
 from progress import say
@@ -28,15 +28,9 @@ from records import (
     write_surroundings,
 )
 from settings import Settings
-from training import (
-    TaskData,
-    Tested,
-    Trainer,
-    lr_multiplier,
-    predict,
-    summarise,
-    train_epoch,
-)
+from stopping import StopRequest, deferred_stop
+from task_data import TaskData
+from training import EpochSums, Trainer, lr_multiplier, num_steps, train_epoch
 
 
 @dataclass(frozen=True)
@@ -63,10 +57,8 @@ class Run:
 
     def found(self) -> Checkpoint | None:
         """The checkpoint to go on from, or None. Raises SpotTuneError if it is another run's."""
-        if not self.path.exists():
-            return None
-        checkpoint = Checkpoint.load(self.path)
-        difference = self.difference(checkpoint)
+        checkpoint = Checkpoint.latest(self.path)
+        difference = checkpoint and self.difference(checkpoint)
         if difference is not None:
             name, found, asked = difference
             raise SpotTuneError(
@@ -78,16 +70,23 @@ class Run:
 
     def difference(self, checkpoint: Checkpoint) -> tuple[str, object, object] | None:
         """The first thing in which the checkpoint is not this run's: name, found, asked."""
-        for name in ("task", "kind", "categories"):
+        for name, called in (("task", "task"), ("kind", "method"), ("categories", "categories")):
             found, asked = getattr(checkpoint, name), getattr(self, name)
             if found != asked:
-                return name, found, asked
+                return called, found, asked
         return checkpoint.settings.difference(self.settings)
 
-    def save(self, method: nn.Module, optimizers: Sequence, history: list[dict]) -> None:
-        """Write checkpoint and records after a finished epoch."""
+    def save(
+        self,
+        method: nn.Module,
+        optimizers: Sequence,
+        history: list[dict],
+        unfinished: EpochSums | None = None,
+    ) -> None:
+        """Write checkpoint and records, after an epoch or inside an `unfinished` one."""
         states = [optimizer.state_dict() for optimizer in optimizers]
-        self.checkpoint(self.kind, method, states, history).save(self.path)
+        sums = unfinished and unfinished.state_dict()
+        self.checkpoint(self.kind, method, states, history, sums).save(self.path)
         write_records(self.folder, history)
 
     def save_compact(self, method: nn.Module, history: list[dict]) -> None:
@@ -105,7 +104,12 @@ class Run:
         )
 
     def checkpoint(
-        self, kind: str, method: nn.Module, optimizers: list[dict], history: list[dict]
+        self,
+        kind: str,
+        method: nn.Module,
+        optimizers: list[dict],
+        history: list[dict],
+        unfinished: dict | None = None,
     ) -> Checkpoint:
         return Checkpoint(
             task=self.task,
@@ -115,6 +119,7 @@ class Run:
             weights=method.state_dict(),
             optimizers=optimizers,
             history=history,
+            unfinished=unfinished,
         )
 
 
@@ -123,60 +128,116 @@ def _brief(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How often a run is evaluated and saved; touches no result."""
+
+    eval_every: int  # epochs
+    checkpoint_seconds: float  # between checkpoints inside an epoch
+
+
 def fit(
     run: Run,
     method: nn.Module,
     train_data: TaskData,
     val_data: TaskData,
     compute: Compute,
-    eval_every: int,
+    pace: Pace,
 ) -> list[dict]:
-    """Train `method` to the run's last epoch; returns the history, one record an epoch."""
+    """Train `method` to the run's last epoch; returns the history, one record an epoch.
+
+    Raises Stopped after a signal, once all that was done is saved.
+    """
     settings = run.settings
     rates = Rates(settings.lr, settings.lr_agent, settings.weight_decay)
     trainer = Trainer(method, rates, compute, settings.batch_size)
-    optimizers = trainer.optimizers
-    history = _restore(run, method, optimizers)
+    sums = EpochSums.zero(method.num_blocks, compute.device)
+    steps = num_steps(len(train_data.images), settings.batch_size)
+    history = _restore(run, method, trainer.optimizers, sums, steps)
     if len(history) < settings.epochs:
         for record in history:
             record.pop("val_policies", None)  # of an earlier last epoch
         write_surroundings(run.folder, run.arguments(), compute, method, val_data.view)
-    for epoch in range(len(history), settings.epochs):
-        multiplier = lr_multiplier(epoch, settings.milestones)
-        _set_learning_rates(optimizers, (settings.lr, settings.lr_agent), multiplier)
-        label = f"{run.task} epoch {epoch + 1}/{settings.epochs}"
-        seed = (settings.seed, run.task, epoch)
-        start = time.perf_counter()
-        trained = train_epoch(trainer, train_data, seed, label)
-        seconds = time.perf_counter() - start
-        _check_finite(trained.loss, label)
-        is_last = epoch + 1 == settings.epochs
-        is_tested = is_last or (epoch + 1) % eval_every == 0
-        policies = method.policies if is_last else ()
-        tested = evaluate(run, method, val_data, compute, policies) if is_tested else {}
-        record = epoch_record(epoch, settings, multiplier, trained, tested)
-        record["seconds"] = round(seconds, 3)
-        record["images_per_second"] = round(len(train_data.images) / seconds, 1)
-        history.append(record)
-        if is_last:
-            run.save_compact(method, history)  # first: after the checkpoint nothing is redone
-        run.save(method, optimizers, history)
-        say(f"{label}  {summary(record)}")
+    with deferred_stop() as stop:
+        keeper = Keeper(run, trainer, history, pace, stop)
+        while len(history) < settings.epochs:
+            label = f"{run.task} epoch {len(history) + 1}/{settings.epochs}"
+            record = keeper.epoch(sums, train_data, val_data, label)
+            say(f"{label}  {summary(record)}")
+            sums = EpochSums.zero(method.num_blocks, compute.device)
     draw_curves(history, run.task, run.folder / "curves.png")
     return history
 
 
-def _check_finite(loss: float, label: str) -> None:
-    """A diverged epoch is not saved, so that the checkpoint before it can be gone on from."""
-    if not math.isfinite(loss):
-        raise SpotTuneError(
-            f"{label}: the loss became {loss}; the epoch was not saved. Try a smaller --lr, or "
-            f"--precision fp32"
-        )
+@dataclass
+class Keeper:
+    """Trains one epoch after another, and keeps what was done."""
+
+    run: Run
+    trainer: Trainer
+    history: list[dict]
+    pace: Pace
+    stop: StopRequest
+
+    def epoch(self, sums: EpochSums, train_data: TaskData, val_data: TaskData, label: str) -> dict:
+        """One epoch from where `sums` left it, its evaluation and its checkpoint; its record."""
+        run, settings, epoch = self.run, self.run.settings, len(self.history)
+        multiplier = lr_multiplier(epoch, settings.milestones)
+        _set_learning_rates(self.trainer.optimizers, (settings.lr, settings.lr_agent), multiplier)
+        seed = (settings.seed, run.task, epoch)
+        after_step = self.between_steps(sums, label)
+        trained = train_epoch(self.trainer, train_data, seed, label, sums, after_step)
+        try:
+            tested = self.tested(epoch, val_data)
+        except Stopped:
+            self.leave(sums, label)
+            raise
+        record = epoch_record(epoch, settings, multiplier, trained, tested)
+        record["seconds"] = round(sums.seconds, 3)
+        record["images_per_second"] = round(len(train_data.images) / sums.seconds, 1)
+        self.history.append(record)
+        if epoch + 1 == settings.epochs:
+            run.save_compact(self.trainer.method, self.history)  # after the checkpoint nothing is
+        run.save(self.trainer.method, self.trainer.optimizers, self.history)  # done again
+        self.stop.raise_if_asked()
+        return record
+
+    def tested(self, epoch: int, val_data: TaskData) -> dict[str, Tested]:
+        """Val figures by test-time policy; empty where the epoch is not to be evaluated."""
+        is_last = epoch + 1 == self.run.settings.epochs
+        if not is_last and (epoch + 1) % self.pace.eval_every:
+            return {}
+        method, compute = self.trainer.method, self.trainer.compute
+        policies = method.policies if is_last else ()
+        return evaluate(self.run, method, val_data, compute, policies, self.stop.raise_if_asked)
+
+    def between_steps(self, sums: EpochSums, label: str) -> Callable[[], None]:
+        """What is done after each step: now and then a checkpoint, and one before a stop."""
+        last_saved = time.monotonic()  # a clock that nobody sets
+
+        def after_step() -> None:
+            nonlocal last_saved
+            try:
+                self.stop.raise_if_asked()
+            except Stopped:
+                self.leave(sums, label)
+                raise
+            if time.monotonic() - last_saved >= self.pace.checkpoint_seconds:
+                self.run.save(self.trainer.method, self.trainer.optimizers, self.history, sums)
+                last_saved = time.monotonic()
+
+        return after_step
+
+    def leave(self, sums: EpochSums, label: str) -> None:
+        """Save inside an epoch, before a stop."""
+        self.run.save(self.trainer.method, self.trainer.optimizers, self.history, sums)
+        say(f"{label}: saved after step {sums.steps}")
 
 
-def _restore(run: Run, method: nn.Module, optimizers: Sequence) -> list[dict]:
-    """Load the checkpoint, if there is one, into method and optimisers; returns its history."""
+def _restore(
+    run: Run, method: nn.Module, optimizers: Sequence, sums: EpochSums, steps: int
+) -> list[dict]:
+    """Load the checkpoint, if there is one, into method, optimisers and sums; its history."""
     checkpoint = run.found()
     if checkpoint is None:
         return []
@@ -185,6 +246,8 @@ def _restore(run: Run, method: nn.Module, optimizers: Sequence) -> list[dict]:
         for optimizer, state in zip(optimizers, checkpoint.optimizers, strict=True):
             optimizer.load_state_dict(state)
             _check_momenta(optimizer)
+        if checkpoint.unfinished is not None:
+            sums.load_state_dict(checkpoint.unfinished, steps)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpotTuneError(
             f"{run.path}: its optimisers' state does not fit ({error}). Remove it to train the "
@@ -192,7 +255,8 @@ def _restore(run: Run, method: nn.Module, optimizers: Sequence) -> list[dict]:
         ) from error
     write_records(run.folder, checkpoint.history)
     done, asked = len(checkpoint.history), run.settings.epochs
-    say(f"{run.task}: {done} of {asked} epochs were finished before")
+    inside = f", and {sums.steps} of {steps} steps of the next" if sums.steps else ""
+    say(f"{run.task}: {done} of {asked} epochs were finished before{inside}")
     if done >= asked and checkpoint.settings.policy != run.settings.policy:
         say(f"{run.task}: its figures stay those of --policy {checkpoint.settings.policy}")
     return checkpoint.history
@@ -216,6 +280,7 @@ def evaluate(
     val_data: TaskData,
     compute: Compute,
     policies: Sequence[str] = (),
+    after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, Tested]:
     """Loss, accuracy and decisions on the val images under the run's test-time policy.
 
@@ -226,7 +291,9 @@ def evaluate(
     seed, label = (settings.seed, run.task, "val"), f"{run.task} val"
     tested = {}
     for policy in dict.fromkeys((settings.policy, *policies)):
-        predictions = predict(method, val_data, settings.batch_size, policy, seed, compute, label)
+        predictions = predict(
+            method, val_data, settings.batch_size, policy, seed, compute, label, after_batch
+        )
         tested[policy] = summarise(predictions, images)
         if policies and policy == settings.policy:
             write_decisions(run.folder, images.image_ids, predictions)

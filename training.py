@@ -1,31 +1,37 @@
-"""The training step, the epoch, and prediction: the method at a glance.
+"""The training step and the epoch: the method at a glance.
 
 Guo et al., section 3; hyperparameters as in the released code. Sums, never averages, leave a step,
 so that averages are taken over images and not over batches; they stay on the device until the
-epoch's end, so that no step waits for the device.
+epoch's end. Only the loss is read back in each step, while the device works on its gradient.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cutting import Cutter, cutter_for
-from devices import Compute, to_device
-from gumbel_softmax import added_at_test_time, gumbel_noise
-from imdbfolder_coco import Batch, EpochOrder, View, evaluation_order, normalise, training_order
+from devices import Compute, is_out_of_memory, reading
+from errors import SpotTuneError
+from gumbel_softmax import gumbel_noise
+from imdbfolder_coco import training_order
 from methods import Rates
-from packed import PackedImages
-from progress import track
 from randomness import generator
+from task_data import TaskData
+
+SHOWN_IMAGES = 8  # of a batch that went wrong
 
 
 def lr_multiplier(epoch: int, milestones: Sequence[int]) -> float:
     """Ten times smaller after each milestone already reached; epochs count from 0."""
     return 0.1 ** sum(epoch >= milestone for milestone in milestones)
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss of nan or infinity."""
 
 
 # Cross-entropy and penalty in nats, scores N x K, and decisions N x L where there are any.
@@ -49,12 +55,19 @@ def train_step(
     forward: Callable[[Tensor, Tensor, Tensor], Forward],
     optimizers: Sequence[torch.optim.Optimizer],
 ) -> StepResult:
-    """Update a method's networks on one batch; a single loss trains them all."""
+    """Update a method's networks on one batch; a single loss trains them all.
+
+    Raises NotFiniteError before any update if the loss is not finite.
+    """
     loss, penalty, scores_NK, decisions_NL = forward(images, labels, noise_NL2)
+    whole_loss = loss + penalty
+    read_loss = reading(whole_loss)
 
     for optimizer in optimizers:
         optimizer.zero_grad()
-    (loss + penalty).backward()
+    whole_loss.backward()
+    if not math.isfinite(read_loss()):
+        raise NotFiniteError(read_loss())
     for optimizer in optimizers:
         optimizer.step()
 
@@ -90,7 +103,16 @@ class Trainer:
     def step(self, images: Tensor, labels: Tensor, noise_NL2: Tensor) -> StepResult:
         is_full = len(labels) == self.batch_size
         forward = self.compiled_forward if is_full else self.forward
-        return train_step(images, labels, noise_NL2, forward, self.optimizers)
+        try:
+            return train_step(images, labels, noise_NL2, forward, self.optimizers)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise SpotTuneError(
+                f"out of memory on {self.compute.device} in a training step of {len(labels)} "
+                f"images of {images.shape[2]} x {images.shape[3]} pixels. Give a smaller "
+                f"--batch_size (which changes the result), or a device with more memory"
+            ) from error
 
 
 def _fine_tuned_images(decisions_NL: Tensor | None, device: torch.device) -> Tensor:
@@ -109,132 +131,106 @@ class EpochResult:
     fine_tuned_share: list[float]  # of images, per block; empty for a network without decisions
 
 
-@dataclass(frozen=True)
-class TaskData:
-    """The images of one task's split, what the network sees of them, and their normalisation."""
+@dataclass
+class EpochSums:
+    """What an epoch's steps have come to so far: with weights and momenta all that it is.
 
-    images: PackedImages
-    view: View
-    mean_std: tuple[Sequence[float], Sequence[float]]
-    _cutters: dict[torch.device, Cutter] = field(default_factory=dict, repr=False, compare=False)
+    The sums stay on the device; a checkpoint inside an epoch holds them.
+    """
 
-    def on_device(
-        self, order: EpochOrder, batch_size: int, device: torch.device, label: str
-    ) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-        """Batches with their normalised images and labels on `device`."""
-        mean, std = (
-            torch.tensor(figures, device=device).view(3, 1, 1) for figures in self.mean_std
+    loss: Tensor
+    penalty: Tensor
+    correct: Tensor
+    fine_tuned_L: Tensor
+    steps: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def zero(cls, num_blocks: int, device: torch.device) -> "EpochSums":
+        loss, penalty = torch.zeros(2, device=device).unbind()
+        correct = torch.zeros((), device=device, dtype=torch.int64)
+        return cls(loss, penalty, correct, torch.zeros(num_blocks, device=device))
+
+    def add(self, step: StepResult) -> None:
+        self.loss += step.loss_sum
+        self.penalty += step.penalty_sum
+        self.correct += step.correct
+        self.fine_tuned_L += step.fine_tuned_L
+        self.steps += 1
+
+    def averages(self, num_images: int) -> EpochResult:
+        return EpochResult(
+            loss=self.loss.item() / num_images,
+            penalty=self.penalty.item() / num_images,
+            accuracy=100 * self.correct.item() / num_images,
+            fine_tuned_share=(self.fine_tuned_L / num_images).tolist(),
         )
-        num_batches = -(-len(self.images) // batch_size)
-        if device not in self._cutters:
-            self._cutters[device] = cutter_for(self.images, device)
-        cut = self._cutters[device]
-        batches = order.batches(self.images.labels, cut, self.view, batch_size)
-        for batch in track(batches, num_batches, label):
-            images = normalise(batch.images_NHW3, mean, std)
-            yield batch, images, to_device(batch.labels_N, device)
+
+    def state_dict(self) -> dict[str, Tensor | int | float]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, object], num_steps: int) -> None:
+        """Take the place of an epoch left after 1 to `num_steps` steps.
+
+        Raises ValueError for anything else.
+        """
+        for name, own in vars(self).items():
+            found = state.get(name)
+            if type(found) is not type(own):
+                raise ValueError(f"{name} of the unfinished epoch is missing, or of another type")
+            if isinstance(own, Tensor) and (own.shape, own.dtype) != (found.shape, found.dtype):
+                raise ValueError(f"{name} of the unfinished epoch has another shape")
+        if not 1 <= state["steps"] <= num_steps:
+            raise ValueError(f"{state['steps']} steps of an epoch of {num_steps}")
+        for name, own in vars(self).items():
+            found = state[name]
+            setattr(self, name, found.to(own.device) if isinstance(own, Tensor) else found)
+
+
+def num_steps(num_images: int, batch_size: int) -> int:
+    """Steps of an epoch: the last batch may be smaller."""
+    return -(-num_images // batch_size)
 
 
 def train_epoch(
-    trainer: Trainer, data: TaskData, seed: tuple[int | str, ...], label: str
+    trainer: Trainer,
+    data: TaskData,
+    seed: tuple[int | str, ...],
+    label: str,
+    sums: EpochSums,
+    after_step: Callable[[], None],
 ) -> EpochResult:
-    """One pass over the shuffled images; the same `seed`, (seed, task, epoch), the same pass."""
+    """One pass over the shuffled images; the same `seed`, (seed, task, epoch), the same pass.
+
+    It begins where `sums` ends, and adds to it. `after_step` may raise to leave the epoch.
+    """
     method, device = trainer.method.train(), trainer.compute.device
     order = training_order(data.images, data.view, *seed)
     noise = noise_for(method, len(data.images), *seed).to(device)
-    loss_sum, penalty_sum = torch.zeros(2, device=device).unbind()
-    correct = torch.zeros((), device=device, dtype=torch.int64)
-    fine_tuned_L = torch.zeros(method.num_blocks, device=device)
-    for batch, images, labels in data.on_device(order, trainer.batch_size, device, label):
-        step = trainer.step(images, labels, noise[batch.positions])
-        loss_sum += step.loss_sum
-        penalty_sum += step.penalty_sum
-        correct += step.correct
-        fine_tuned_L += step.fine_tuned_L
-    count = len(data.images)
-    return EpochResult(
-        loss=loss_sum.item() / count,
-        penalty=penalty_sum.item() / count,
-        accuracy=100 * correct.item() / count,
-        fine_tuned_share=(fine_tuned_L / count).tolist(),
-    )
+    before, start = sums.seconds, time.perf_counter()
+    batches = data.on_device(order, trainer.batch_size, device, label, first=sums.steps)
+    for batch, images, labels in batches:
+        try:
+            step = trainer.step(images, labels, noise[batch.positions])
+        except NotFiniteError as error:
+            shown = data.images.image_ids[order.indices[batch.positions]].tolist()
+            raise SpotTuneError(
+                f"{label}, step {sums.steps + 1}: the loss became {error}, so the networks were "
+                f"not updated. Images: {brief(shown)}. Try a smaller --lr, or --precision fp32"
+            ) from error
+        sums.add(step)
+        sums.seconds = before + time.perf_counter() - start
+        after_step()
+    return sums.averages(len(data.images))
+
+
+def brief(image_ids: Sequence[int]) -> str:
+    """The first image ids, and how many more there are."""
+    shown = ", ".join(map(str, image_ids[:SHOWN_IMAGES]))
+    more = len(image_ids) - SHOWN_IMAGES
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def noise_for(method: nn.Module, num_images: int, *seed: int | str) -> Tensor:
     """Gumbel noise of one pass, images x blocks x 2, on the CPU: the same on every device."""
     return gumbel_noise((num_images, method.num_blocks, 2), generator("gumbel", *seed))
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Per image, in the order of the annotation file."""
-
-    labels: np.ndarray  # N predicted classes
-    losses: np.ndarray  # N cross-entropies; nan where the true label is not known
-    decisions: np.ndarray  # N x L bool, True = fine-tuned copy
-
-
-@torch.no_grad()
-def predict(
-    method: nn.Module,
-    data: TaskData,
-    batch_size: int,
-    policy: str,
-    seed: tuple[int | str, ...],
-    compute: Compute,
-    label: str,
-) -> Predictions:
-    """Classes of all images; `policy` as in gumbel_softmax.py, without meaning for a plain network.
-
-    The released code always draws, unseeded, so that its predictions change from run to run.
-    """
-    evaluator = method.eval().evaluator()
-    draw = generator("gumbel", "test", *seed)
-    noise = added_at_test_time(policy, len(data.images), method.num_blocks, draw)
-    labels, losses, decisions = [], [], []
-    order = evaluation_order(data.images, data.view)
-    for batch, images, true_labels in data.on_device(order, batch_size, compute.device, label):
-        noise_NL2 = to_device(noise[batch.positions], compute.device)
-        with compute.autocast():
-            scores_NK, decisions_NL = evaluator(images, noise_NL2)
-        labels.append(scores_NK.argmax(dim=1))
-        losses.append(_losses(scores_NK, true_labels))
-        if decisions_NL is not None:
-            decisions.append(decisions_NL.bool())
-    no_decisions = np.zeros((len(data.images), 0), dtype=bool)
-    return Predictions(
-        labels=torch.cat(labels).cpu().numpy(),
-        losses=torch.cat(losses).cpu().numpy(),
-        decisions=torch.cat(decisions).cpu().numpy() if decisions else no_decisions,
-    )
-
-
-def _losses(scores_NK: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy per image; nan for the label -1 of a test image."""
-    losses = F.cross_entropy(scores_NK, labels.clamp_min(0), reduction="none")
-    return losses.masked_fill(labels < 0, torch.nan)
-
-
-@dataclass(frozen=True)
-class Tested:
-    """What predictions for labelled images come to."""
-
-    loss: float  # cross-entropy, in nats
-    accuracy: float  # percent
-    fine_tuned_share: list[float]  # of images, per block; empty for a network without decisions
-    blocks_per_image: list[int]  # images that fine-tune 0, 1, ... L blocks
-    distinct_policies: int  # different rows of decisions
-
-
-def summarise(predictions: Predictions, images: PackedImages) -> Tested:
-    """Loss, accuracy and decisions of predictions for labelled images."""
-    decisions_NL = predictions.decisions
-    num_blocks = decisions_NL.shape[1]
-    counts = np.bincount(decisions_NL.sum(axis=1), minlength=num_blocks + 1)
-    return Tested(
-        loss=float(predictions.losses.mean(dtype=np.float64)),
-        accuracy=100 * float((predictions.labels == images.labels).mean()),
-        fine_tuned_share=decisions_NL.mean(axis=0).tolist(),
-        blocks_per_image=counts.tolist() if num_blocks else [],
-        distinct_policies=len(np.unique(decisions_NL, axis=0)) if num_blocks else 0,
-    )

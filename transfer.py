@@ -29,9 +29,9 @@ from packed import DataFolders
 from progress import say
 from randomness import seeded_initialisation
 from records import val_fields, write_surroundings
-from runs import Run, evaluate, fit
+from runs import Pace, Run, evaluate, fit
 from settings import TRAIN_SPLITS, Settings
-from training import TaskData
+from task_data import TaskData
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Workplace:
     ckpdir: Path
     mean_std: dict
     compute: Compute
-    eval_every: int
+    pace: Pace
 
     def data(self, task: DecathlonTask, splits: Sequence[str], settings: Settings) -> TaskData:
         """The labelled images of a task's splits, as training sees them if one is "train"."""
@@ -84,7 +84,7 @@ def source_weights(
     `wanted`: imagenet12 is one of the tasks, so it is trained or evaluated too.
     """
     own = place.checkpoint(SOURCE)
-    found = Checkpoint.load(own) if own.exists() else None
+    found = Checkpoint.latest(own)
     is_other_file = pretrained is not None and pretrained.resolve() != own.resolve()
     if is_other_file or (found is not None and was_adopted(found)):
         weights = SourceWeights.read(pretrained if is_other_file else own, settings.width)
@@ -185,7 +185,7 @@ def train_task(
         net = initial_network(weights, len(categories), settings.width)
         method = build_method(kind, net, settings.width, settings.options)
     run = Run(place.ckpdir, task.name, kind, categories, settings)
-    return fit(run, method, train_data, val_data, place.compute, place.eval_every)
+    return fit(run, method, train_data, val_data, place.compute, place.pace)
 
 
 def initial_network(weights: SourceWeights | None, num_classes: int, width: int) -> ResNet:

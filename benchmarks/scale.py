@@ -33,7 +33,8 @@ from methods import Rates, build_method
 from models.resnet26 import resnet26
 from packed import HEADER, DataFolders, finish, new_index, pack_file, sha256_of
 from progress import say
-from training import TaskData, Trainer, train_epoch
+from task_data import TaskData
+from training import EpochSums, Trainer, train_epoch
 
 HEIGHT, WIDTH = 72, 96  # of the made-up images
 SIDE, CROP = 32, 32  # of the growing epochs
@@ -185,7 +186,8 @@ def part_train_epoch(folders: DataFolders) -> dict[str, float]:
     method = build_method("spottune", resnet26(SOURCE.num_classes, 8), 8)
     trainer = Trainer(method, Rates(0.01, 0.01, 0.0), CPU, batch_size=128)
     start = time.perf_counter()
-    train_epoch(trainer, data, (0, "growth", 0), "growth")
+    sums = EpochSums.zero(method.num_blocks, CPU.device)
+    train_epoch(trainer, data, (0, "growth", 0), "growth", sums, after_step=lambda: None)
     return {"seconds": time.perf_counter() - start, "peak_mib": peak_mib()}
 
 

@@ -20,13 +20,14 @@ from compute_cost import macs_per_image
 from decathlon import SOURCE, TARGETS, TASK_BY_NAME, TASKS
 from devices import Compute
 from errors import SpotTuneError
+from evaluation import predict
 from imdbfolder_coco import View
 from mean_std import read_mean_std
 from methods import METHODS, build_method, choose_policy
 from models.resnet26 import resnet26
 from packed import DataFolders
 from records import TIMING_FIELDS
-from training import predict
+from runs import Pace
 from transfer import Workplace
 
 OWN = REPOSITORY / "decathlon_mean_std.pickle"
@@ -61,7 +62,8 @@ def test_every_task_leaves_checkpoint_arguments_environment_records_and_curves(t
     for task in TASKS:
         names = {path.name for path in (trained.ckpdir / task.name).iterdir()}
         files = ["arguments.json", "environment.json", "cost.json", "records.jsonl", "curves.png"]
-        assert names == {*files, "checkpoint.pt", *(["decisions.json"] if task in TARGETS else [])}
+        checkpoints = {"checkpoint.pt", "checkpoint.previous.pt"}
+        assert names == {*files, *checkpoints, *(["decisions.json"] if task in TARGETS else [])}
     assert (trained.ckpdir / "fine_tuned_share.png").stat().st_size > 10_000
 
 
@@ -209,7 +211,7 @@ def test_the_defaults_are_the_released_ones():
 )
 def test_training_sees_random_crops_and_evaluation_the_centre(splits, view, trained, tmp_path):
     folders = DataFolders(trained.root, trained.root / "annotations", tmp_path)
-    place = Workplace(folders, tmp_path, {}, Compute(torch.device("cpu"), "fp32"), 1)
+    place = Workplace(folders, tmp_path, {}, Compute(torch.device("cpu"), "fp32"), Pace(1, 600.0))
     settings = Checkpoint.load(trained.ckpdir / "dtd/checkpoint.pt").settings
     data = place.data(TASK_BY_NAME["dtd"], splits, replace(settings, resize=24, crop=16))
     assert data.view == view

@@ -9,11 +9,14 @@ import torch.nn.functional as F
 
 from decathlon import TASK_BY_NAME
 from devices import Compute
+from evaluation import predict, summarise
 from imdbfolder_coco import load_images, training_order, view_of
 from methods import PlainNetwork, Rates, build_method
 from models.resnet26 import resnet26
 from packed import DataFolders
-from training import TaskData, Trainer, lr_multiplier, noise_for, predict, summarise, train_epoch
+from task_data import TaskData
+from training import EpochSums, Trainer, lr_multiplier, noise_for
+from training import train_epoch as train_epoch_from
 
 CPU = Compute(torch.device("cpu"), "fp32")
 MEAN_STD = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -50,6 +53,12 @@ def method():
         for parameter in pair.fine_tuned.parameters():
             parameter.data.mul_(1.5)
     return method
+
+
+def train_epoch(trainer, data, seed, label):
+    """A whole epoch, without anything between its steps."""
+    sums = EpochSums.zero(trainer.method.num_blocks, CPU.device)
+    return train_epoch_from(trainer, data, seed, label, sums, after_step=lambda: None)
 
 
 def epoch(method, data, seed=(0, "svhn", 0), compute=CPU, batch_size=5):

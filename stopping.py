@@ -1,0 +1,51 @@
+"""Signals in training: the first one lets the step finish and be saved, a second ends at once."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from errors import STOP_SIGNALS, Stopped
+
+STDERR = 2
+
+
+class StopRequest:
+    """Whether a signal has asked for a stop."""
+
+    def __init__(self) -> None:
+        self.number = None
+
+    def receive(self, number: int, frame: object) -> None:
+        """The signal handler: a later signal has its usual effect again, which is to end."""
+        self.number = number
+        for each in STOP_SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        # Not print: the signal may have come in the middle of another print.
+        line = f"{signal.Signals(number).name}: finishing this step, then saving\n"
+        os.write(STDERR, line.encode())
+
+    def raise_if_asked(self) -> None:
+        """Raise Stopped if a signal has come."""
+        if self.number is not None:
+            raise Stopped(self.number)
+
+
+@contextmanager
+def deferred_stop() -> Iterator[StopRequest]:
+    """Inside, a signal asks for a stop instead of stopping in the middle of a step.
+
+    In a thread other than the main one, where Python allows no signal handlers, nothing changes.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, request.receive) for number in STOP_SIGNALS}
+    try:
+        yield request
+    finally:
+        if request.number is None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
