@@ -98,6 +98,12 @@ class PackedImages:
         """Length of all parts, one behind the other."""
         return int(self._part_begins[-1])
 
+    def sha256(self) -> str:
+        """Hash of which images these are, in which order, and of their labels; not of pixels."""
+        digest = hashlib.sha256(self.image_ids.tobytes())
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()
+
     def crops(
         self, indices: np.ndarray, tops: np.ndarray, lefts: np.ndarray, height: int, width: int
     ) -> np.ndarray:

@@ -61,6 +61,11 @@ class Run:
         difference = checkpoint and self.difference(checkpoint)
         if difference is not None:
             name, found, asked = difference
+            if name == "data_sha256":
+                raise SpotTuneError(
+                    f"{self.path}: was trained on other images or labels than the annotations of "
+                    f"{self.task} list now. Put those back, or give another --ckpdir to train anew"
+                )
             raise SpotTuneError(
                 f"{self.path}: was trained with {name} {_brief(found)}, but this run asks for "
                 f"{_brief(asked)}. Give the same settings to go on, or another --ckpdir to train "

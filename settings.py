@@ -32,6 +32,7 @@ class Settings:
     mean: tuple[float, ...]  # of the task's images: red, green, blue from 0 to 1
     std: tuple[float, ...]
     source_sha256: str  # of the pretrained weights; "" where there are none
+    data_sha256: str = ""  # of the training images' ids and labels
     k: int = 0  # this and the following as in methods.Options
     l2sp_alpha: float = 0.0
     l2sp_beta: float = 0.0

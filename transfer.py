@@ -184,6 +184,7 @@ def train_task(
     with seeded_initialisation(settings.seed, task.name):
         net = initial_network(weights, len(categories), settings.width)
         method = build_method(kind, net, settings.width, settings.options)
+    settings = replace(settings, data_sha256=train_data.images.sha256())
     run = Run(place.ckpdir, task.name, kind, categories, settings)
     return fit(run, method, train_data, val_data, place.compute, place.pace)
 

@@ -1,0 +1,154 @@
+"""The study on a small Decathlon of real images: five methods, three seeds, nine tasks.
+
+One command repeats it, from images and source weights to records, test submissions and page:
+
+    python study/study.py --datadir DIR --pretrained FILE
+
+Each task of a method and seed is a run of main.py, several at a time; what was done before is not
+done again. The runs (checkpoints, about 12 GB) stay in --workdir; what the repository keeps goes to
+--out: the records, results.zip of every method and seed, and the page that report.py makes of them.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path.insert(0, str(ROOT))  # so that it can be started from anywhere, as the other scripts
+
+from arguments import Parser, positive_int  # noqa: E402
+from errors import SpotTuneError, run_script  # noqa: E402
+from progress import say  # noqa: E402
+
+RECORDS = ("arguments.json", "cost.json", "decisions.json", "environment.json", "records.jsonl")
+SHARED = ["--train_split", "train", "--resize", "32", "--crop", "24", "--batch_size", "32"]
+SOURCE = "imagenet12"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method of the study: its name here, its flags, and how its images decide at test time."""
+
+    name: str
+    flags: tuple[str, ...]
+    policies: tuple[str, ...] = ("",)  # "": the method's own
+
+
+# Learning rates were chosen on val with seed 0 (README).
+ROWS = (
+    Row("feature", ("--method", "feature", "--lr", "0.1")),
+    Row("finetune", ("--method", "finetune", "--lr", "0.03")),
+    Row("stochastic", ("--method", "stochastic", "--lr", "0.03")),
+    Row("spottune", ("--method", "spottune", "--lr", "0.03"), policies=("argmax", "sample")),
+    Row("global3", ("--method", "globalk", "--k", "3", "--lr", "0.03")),
+)
+
+
+@dataclass(frozen=True)
+class Length:
+    """Epochs of a task, and the epoch after which learning rates drop: 500 to 750 steps of 32."""
+
+    epochs: int
+    drop: int
+
+
+LENGTHS = {
+    "aircraft": Length(14, 10),
+    "cifar100": Length(9, 7),
+    "daimlerpedcls": Length(6, 4),
+    "dtd": Length(36, 27),
+    "gtsrb": Length(6, 4),
+    "omniglot": Length(7, 5),
+    "svhn": Length(30, 22),
+    "ucf101": Length(13, 10),
+    "vgg-flowers": Length(10, 7),
+}
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser("Repeat the study on a small Decathlon of real images.")
+    add = parser.add_argument
+    add("--datadir", type=Path, required=True, metavar="DIR", help="the unpacked small Decathlon")
+    add("--pretrained", type=Path, required=True, metavar="FILE", help="the source weights")
+    add("--workdir", type=Path, default=HERE / "work", metavar="DIR", help="checkpoints")
+    add("--out", type=Path, default=HERE, metavar="DIR", help="records, submissions and page")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="one run each")
+    add("--methods", nargs="+", choices=[row.name for row in ROWS], metavar="METHOD",
+        default=[row.name for row in ROWS], help="any of %(choices)s; unset: all")  # fmt: skip
+    add("--tasks", nargs="+", choices=list(LENGTHS), metavar="TASK", default=list(LENGTHS),
+        help="any of %(choices)s; unset: all")  # fmt: skip
+    add("--jobs", type=positive_int, default=os.cpu_count(), help="runs at a time, a thread each")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    rows = [row for row in ROWS if row.name in args.methods]
+    data = ["--datadir", str(args.datadir)]
+    for seed in args.seeds:
+        for row in rows:  # so that the first seed's table is there first
+            folder = args.workdir / row.name / f"seed{seed}"
+            flags = [*data, *row.flags, *SHARED, "--seed", str(seed), "--ckpdir", str(folder)]
+            flags += ["--pretrained", str(args.pretrained), "--eval_every", "3"]
+            run("main.py", *flags, "--tasks", SOURCE, log=folder / "log.txt")
+            train_all(flags, args.tasks, folder, args.jobs)
+            keep_records(folder, args.out / "records" / row.name / f"seed{seed}")
+            for policy in row.policies:
+                submit(data, folder, args.out / "submissions", f"{row.name}_seed{seed}", policy)
+            say(f"{row.name}, seed {seed}: done")
+    report = ["--out", str(args.out / "page"), "--datadir", str(args.datadir), "--resize", "32"]
+    run("report.py", str(args.out / "records"), *report[:4], log=args.workdir / "report_log.txt")
+    say(f"{args.out / 'page' / 'report.html'}")
+
+
+def train_all(flags: list[str], tasks: Sequence[str], folder: Path, jobs: int) -> None:
+    """One run of main.py a task, `jobs` at a time."""
+
+    def train(task: str) -> None:
+        length = LENGTHS[task]
+        own = ["--tasks", task, "--nb_epochs", str(length.epochs), "--step1", str(length.drop)]
+        run("main.py", *flags, *own, log=folder / f"{task}_log.txt")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(train, tasks))
+
+
+def keep_records(folder: Path, kept: Path) -> None:
+    """Copy what is small and tells everything: no weights, no images."""
+    for task in (SOURCE, *LENGTHS):
+        for name in RECORDS:
+            if (folder / task / name).exists():
+                (kept / task).mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / task / name, kept / task / name)
+
+
+def submit(data: list[str], folder: Path, submissions: Path, name: str, policy: str) -> None:
+    """results.zip over the test images of all ten tasks."""
+    out = submissions / "_".join(part for part in (name, policy) if part) / "results.json"
+    flags = ["--policy", policy] if policy else []
+    log = folder / "submit_log.txt"
+    run("submit_test.py", *data, *flags, "--ckpdir", folder, "--out", out, "--zip", log=log)
+    out.unlink()
+
+
+def run(script: str, *arguments: object, log: Path) -> None:
+    """Run a script of the repository in one thread; raises SpotTuneError if it fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    with log.open("a") as stream:
+        done = subprocess.run(
+            command, stdout=stream, stderr=stream, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+    if done.returncode:
+        raise SpotTuneError(f"{script} ended with status {done.returncode}; {log} tells why")
+
+
+if __name__ == "__main__":
+    run_script(main)
