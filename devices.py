@@ -10,6 +10,8 @@ from torch import Tensor
 from errors import SpotTuneError
 
 DEVICE_TYPES = ("cpu", "cuda", "mps")
+# The CPU's allocator and oneDNN, which says no more than the last, have no exception of their own.
+SAID_WITHOUT_MEMORY = ("can't allocate memory", "out of memory", "could not create a primitive")
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether the device, or the machine, had no memory left for what was asked."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    text = str(error).lower()  # the CPU's allocator and oneDNN have no exception of their own
-    return any(words in text for words in ("can't allocate memory", "out of memory", "alloc_cpu"))
+    text = str(error).lower()
+    return any(words in text for words in SAID_WITHOUT_MEMORY)
 
 
 def reading(figure: Tensor) -> Callable[[], float]:

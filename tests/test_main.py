@@ -226,7 +226,9 @@ def test_the_test_policy_reaches_both_record_and_submission(trained, tmp_path):
 
 
 def test_a_diverged_epoch_is_not_saved(trained, tmp_path):
-    with pytest.raises(SpotTuneError, match=r"svhn epoch 1/2, step \d: the loss became nan.*Images: 8\d+, 8\d+"):
+    with pytest.raises(
+        SpotTuneError, match=r"svhn epoch 1/2, step \d: the loss became nan.*Images: 8\d+, 8\d+"
+    ):
         again(trained, tmp_path, "svhn", "--lr", "1e30")
     assert not (tmp_path / "svhn/checkpoint.pt").exists()
 
