@@ -95,13 +95,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed in args.seeds:
         for row in rows:  # so that the first seed's table is there first
             folder = args.workdir / row.name / f"seed{seed}"
+            kept = args.out / "records" / row.name / f"seed{seed}"
+            archives = [
+                args.out
+                / "submissions"
+                / "_".join(filter(None, (row.name, policy)))
+                / f"seed{seed}.zip"
+                for policy in row.policies
+            ]
+            if all(archive.exists() for archive in archives):
+                say(f"{row.name}, seed {seed}: done before")
+                continue
             flags = [*data, *row.flags, *SHARED, "--seed", str(seed), "--ckpdir", str(folder)]
             flags += ["--pretrained", str(args.pretrained), "--eval_every", "3"]
             run("main.py", *flags, "--tasks", SOURCE, log=folder / "log.txt")
             train_all(flags, args.tasks, folder, args.jobs)
-            keep_records(folder, args.out / "records" / row.name / f"seed{seed}")
-            for policy in row.policies:
-                submit(data, folder, args.out / "submissions", f"{row.name}_seed{seed}", policy)
+            keep_records(folder, kept)
+            for policy, archive in zip(row.policies, archives, strict=True):
+                submit(data, folder, policy, archive)
             say(f"{row.name}, seed {seed}: done")
     report = ["--out", str(args.out / "page"), "--datadir", str(args.datadir), "--resize", "32"]
     run("report.py", str(args.out / "records"), *report[:4], log=args.workdir / "report_log.txt")
@@ -129,13 +140,14 @@ def keep_records(folder: Path, kept: Path) -> None:
                 shutil.copyfile(folder / task / name, kept / task / name)
 
 
-def submit(data: list[str], folder: Path, submissions: Path, name: str, policy: str) -> None:
-    """results.zip over the test images of all ten tasks."""
-    out = submissions / "_".join(part for part in (name, policy) if part) / "results.json"
+def submit(data: list[str], folder: Path, policy: str, archive: Path) -> None:
+    """A zipped results.json over the test images of all ten tasks."""
+    out = folder / "test" / "results.json"
     flags = ["--policy", policy] if policy else []
     log = folder / "submit_log.txt"
     run("submit_test.py", *data, *flags, "--ckpdir", folder, "--out", out, "--zip", log=log)
-    out.unlink()
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(out.with_suffix(".zip"), archive)
 
 
 def run(script: str, *arguments: object, log: Path) -> None:
