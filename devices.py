@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distributed import ALONE, Group
 from errors import SpotTuneError
 
 DEVICE_TYPES = ("cpu", "cuda", "mps")
@@ -24,6 +25,7 @@ class Compute:
     device: torch.device
     precision: str
     compiled: bool = False  # training steps through torch.compile with CUDA graphs
+    group: Group = ALONE  # the processes that train together
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """bf16 where it was chosen, else nothing."""
@@ -107,9 +109,10 @@ def _has_fast_bf16(device: torch.device) -> bool:
 
 def describe(compute: Compute) -> str:
     """One phrase for the first line of a run, e.g. "cpu, 2 threads, bf16"."""
+    times = f"{compute.group.size} x " if compute.group.size > 1 else ""
     if compute.device.type == "cuda":
-        return f"{torch.cuda.get_device_name(compute.device)}, {compute.precision}"
-    return f"{compute.device}, {torch.get_num_threads()} threads, {compute.precision}"
+        return f"{times}{torch.cuda.get_device_name(compute.device)}, {compute.precision}"
+    return f"{times}{compute.device}, {torch.get_num_threads()} threads, {compute.precision}"
 
 
 def _devices_here() -> str:

@@ -23,6 +23,7 @@ from torch import Tensor
 from cutting import Cutter
 from decathlon import IDS_PER_TASK, DecathlonTask, TrainCrop
 from devices import to_device
+from distributed import ALONE, Group
 from errors import SpotTuneError
 from models.resnet26 import SIDE_MULTIPLE
 from packed import Annotations, DataFolders, PackedImages, open_packed
@@ -232,6 +233,7 @@ class Batch:
     images_NHW3: Tensor  # uint8
     labels_N: Tensor  # int64
     positions: slice  # of these images in the epoch's order
+    whole: int  # images of the batch, those of other processes among them
 
 
 @dataclass(frozen=True)
@@ -244,20 +246,31 @@ class EpochOrder:
     flips: np.ndarray
 
     def batches(
-        self, labels: np.ndarray, cut: Cutter, view: View, batch_size: int, first: int = 0
+        self,
+        labels: np.ndarray,
+        cut: Cutter,
+        view: View,
+        batch_size: int,
+        first: int = 0,
+        group: Group = ALONE,
     ) -> Iterator[Batch]:
         """Batches of `batch_size` images from the `first` on; the last holds what is left over.
 
-        `labels` are those of all images; `cut` gives windows of them (see cutting.py).
+        `labels` are those of all images; `cut` gives windows of them (see cutting.py). Processes
+        of a `group` take turns at the images of a batch; a last batch of fewer images than
+        processes is left out.
         """
         for start in range(first * batch_size, len(self.indices), batch_size):
-            part = slice(start, start + batch_size)
+            end = min(start + batch_size, len(self.indices))
+            if end - start < group.size:
+                break
+            part = slice(start + group.rank, end, group.size)
             index = self.indices[part]
             windows = cut(index, self.tops[part], self.lefts[part], view.height, view.width)
             if self.flips[part].any():
                 flips = to_device(torch.from_numpy(self.flips[part]), windows.device)
                 windows = torch.where(flips.view(-1, 1, 1, 1), windows.flip(2), windows)
-            yield Batch(windows, torch.from_numpy(labels[index]), part)
+            yield Batch(windows, torch.from_numpy(labels[index]), part, end - start)
 
 
 def training_order(images: PackedImages, view: View, *seed: int | str) -> EpochOrder:

@@ -25,9 +25,10 @@ from arguments import (
 )
 from decathlon import SOURCE, TASK_BY_NAME, DecathlonTask
 from devices import choose_compute, describe
+from distributed import check_group, group_of_processes, own_device
 from errors import SpotTuneError, run_script
 from mean_std import read_mean_std
-from methods import METHODS, choose_policy
+from methods import METHODS, MethodRow, choose_policy
 from models.resnet26 import PAPER_WIDTH
 from plots import draw_fine_tuned_share
 from progress import say
@@ -94,13 +95,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     check_sides(args.resize, args.crop)
-    place = Workplace(
-        folders=data_folders(args.datadir, args.imdbdir, args.cachedir),
-        ckpdir=args.ckpdir,
-        mean_std=read_mean_std(args.mean_std),
-        compute=choose_compute(args.device, args.precision, args.compile),
-        pace=Pace(args.eval_every, 60 * args.checkpoint_minutes),
-    )
+    compute = choose_compute(own_device(args.device), args.precision, args.compile)
     settings = Settings(
         epochs=args.nb_epochs,
         milestones=tuple(step for step in (args.step1, args.step2, args.step3) if step),
@@ -114,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         seed=args.seed,
         train_split=args.train_split,
         policy=choose_policy(METHODS[args.method].policies, args.policy),
-        precision=place.compute.precision,
+        precision=compute.precision,
         mean=(),  # as these
         std=(),
         source_sha256="",
@@ -128,11 +123,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks = [TASK_BY_NAME[name] for name in dict.fromkeys(args.tasks)]
     pretrained = pretrained_file(args.pretrained)
     method = METHODS[args.method]
-    check_tasks(tasks, place, pretrained, method.from_source)
-    if str(args.pretrained) == "none":
-        refuse_adopted(place.checkpoint(SOURCE))
+    with group_of_processes(compute.device) as group:
+        check_group(group, args.batch_size, tasks == [SOURCE] and pretrained is None)
+        place = Workplace(
+            folders=data_folders(args.datadir, args.imdbdir, args.cachedir),
+            ckpdir=args.ckpdir,
+            mean_std=read_mean_std(args.mean_std),
+            compute=replace(compute, group=group),
+            pace=Pace(args.eval_every, 60 * args.checkpoint_minutes),
+        )
+        check_tasks(tasks, place, pretrained, method.from_source)
+        if str(args.pretrained) == "none":
+            refuse_adopted(place.checkpoint(SOURCE))
+        say(f"{method.title} on {describe(place.compute)}; seed {args.seed}, in {args.ckpdir}")
+        histories = train(place, tasks, method, settings, for_source, pretrained)
+        if group.is_first:
+            report(histories, args.ckpdir)
 
-    say(f"{method.title} on {describe(place.compute)}; seed {args.seed}, records in {args.ckpdir}")
+
+def train(
+    place: Workplace,
+    tasks: Sequence[DecathlonTask],
+    method: MethodRow,
+    settings: Settings,
+    for_source: Settings,
+    pretrained: Path | None,
+) -> dict[str, list[dict]]:
+    """The source network first, then the method on each target; their histories."""
     weights, histories = None, {}
     if method.from_source or SOURCE in tasks:
         weights, history = source_weights(place, for_source, pretrained, SOURCE in tasks)
@@ -141,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for task in tasks:
         if task is not SOURCE:
             histories[task.name] = train_task(place, task, method.name, settings, weights)
-    report(histories, args.ckpdir)
+    return histories
 
 
 def pretrained_file(named: Path | None) -> Path | None:

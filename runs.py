@@ -14,6 +14,7 @@ from torch import nn
 
 from checkpoints import Checkpoint, checkpoint_file, compact_file
 from devices import Compute
+from distributed import Group
 from errors import SpotTuneError, Stopped
 from evaluation import Tested, predict, summarise
 from methods import COMPACT_KIND, Rates
@@ -159,7 +160,10 @@ def fit(
     sums = EpochSums.zero(method.num_blocks, compute.device)
     steps = num_steps(len(train_data.images), settings.batch_size)
     history = _restore(run, method, trainer.optimizers, sums, steps)
-    if len(history) < settings.epochs:
+    compute.group.agree(0)  # before the first process writes, all have read
+    if history and compute.group.is_first:
+        write_records(run.folder, history)
+    if len(history) < settings.epochs and compute.group.is_first:
         for record in history:
             record.pop("val_policies", None)  # of an earlier last epoch
         write_surroundings(run.folder, run.arguments(), compute, method, val_data.view)
@@ -170,7 +174,8 @@ def fit(
             record = keeper.epoch(sums, train_data, val_data, label)
             say(f"{label}  {summary(record)}")
             sums = EpochSums.zero(method.num_blocks, compute.device)
-    draw_curves(history, run.task, run.folder / "curves.png")
+    if compute.group.is_first:
+        draw_curves(history, run.task, run.folder / "curves.png")
     return history
 
 
@@ -203,18 +208,30 @@ class Keeper:
         self.history.append(record)
         if epoch + 1 == settings.epochs:
             run.save_compact(self.trainer.method, self.history)  # after the checkpoint nothing is
-        run.save(self.trainer.method, self.trainer.optimizers, self.history)  # done again
-        self.stop.raise_if_asked()
+        self.save()  # done again
+        self.stop.raise_if_asked(self.group)
         return record
+
+    @property
+    def group(self) -> Group:
+        """The processes that train together; only the first evaluates and writes."""
+        return self.trainer.compute.group
+
+    def save(self, unfinished: EpochSums | None = None) -> None:
+        if self.group.is_first:
+            trainer = self.trainer
+            self.run.save(trainer.method, trainer.optimizers, self.history, unfinished)
 
     def tested(self, epoch: int, val_data: TaskData) -> dict[str, Tested]:
         """Val figures by test-time policy; empty where the epoch is not to be evaluated."""
         is_last = epoch + 1 == self.run.settings.epochs
-        if not is_last and (epoch + 1) % self.pace.eval_every:
+        if not is_last and (epoch + 1) % self.pace.eval_every or not self.group.is_first:
             return {}
         method, compute = self.trainer.method, self.trainer.compute
         policies = method.policies if is_last else ()
-        return evaluate(self.run, method, val_data, compute, policies, self.stop.raise_if_asked)
+        alone = self.group.size == 1  # else the others, who wait, are told after the epoch
+        after_batch = self.stop.raise_if_asked if alone else (lambda: None)
+        return evaluate(self.run, method, val_data, compute, policies, after_batch)
 
     def between_steps(self, sums: EpochSums, label: str) -> Callable[[], None]:
         """What is done after each step: now and then a checkpoint, and one before a stop."""
@@ -223,19 +240,19 @@ class Keeper:
         def after_step() -> None:
             nonlocal last_saved
             try:
-                self.stop.raise_if_asked()
+                self.stop.raise_if_asked(self.group)
             except Stopped:
                 self.leave(sums, label)
                 raise
             if time.monotonic() - last_saved >= self.pace.checkpoint_seconds:
-                self.run.save(self.trainer.method, self.trainer.optimizers, self.history, sums)
+                self.save(sums)
                 last_saved = time.monotonic()
 
         return after_step
 
     def leave(self, sums: EpochSums, label: str) -> None:
         """Save inside an epoch, before a stop."""
-        self.run.save(self.trainer.method, self.trainer.optimizers, self.history, sums)
+        self.save(sums)
         say(f"{label}: saved after step {sums.steps}")
 
 
@@ -258,7 +275,6 @@ def _restore(
             f"{run.path}: its optimisers' state does not fit ({error}). Remove it to train the "
             f"task again"
         ) from error
-    write_records(run.folder, checkpoint.history)
     done, asked = len(checkpoint.history), run.settings.epochs
     inside = f", and {sums.steps} of {steps} steps of the next" if sums.steps else ""
     say(f"{run.task}: {done} of {asked} epochs were finished before{inside}")

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from distributed import ALONE, Group
 from errors import STOP_SIGNALS, Stopped
 
 STDERR = 2
@@ -26,10 +27,11 @@ class StopRequest:
         line = f"{signal.Signals(number).name}: finishing this step, then saving\n"
         os.write(STDERR, line.encode())
 
-    def raise_if_asked(self) -> None:
-        """Raise Stopped if a signal has come."""
-        if self.number is not None:
-            raise Stopped(self.number)
+    def raise_if_asked(self, group: Group = ALONE) -> None:
+        """Raise Stopped if a signal has come, to this process or another of its group."""
+        number = group.agree(self.number or 0)
+        if number:
+            raise Stopped(number)
 
 
 @contextmanager

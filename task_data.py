@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cutting import Cutter, cutter_for
 from devices import to_device
+from distributed import ALONE, Group
 from imdbfolder_coco import Batch, EpochOrder, View, normalise
 from packed import PackedImages
 from progress import track
@@ -23,7 +24,13 @@ class TaskData:
     _cutters: dict[torch.device, Cutter] = field(default_factory=dict, repr=False, compare=False)
 
     def on_device(
-        self, order: EpochOrder, batch_size: int, device: torch.device, label: str, first: int = 0
+        self,
+        order: EpochOrder,
+        batch_size: int,
+        device: torch.device,
+        label: str,
+        first: int = 0,
+        group: Group = ALONE,
     ) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         """Batches from the `first` on, with their normalised images and labels on `device`."""
         mean, std = (
@@ -33,7 +40,7 @@ class TaskData:
         if device not in self._cutters:
             self._cutters[device] = cutter_for(self.images, device)
         cut = self._cutters[device]
-        batches = order.batches(self.images.labels, cut, self.view, batch_size, first)
+        batches = order.batches(self.images.labels, cut, self.view, batch_size, first, group)
         for batch in track(batches, num_batches, label, first=first):
             images = normalise(batch.images_NHW3, mean, std)
             yield batch, images, to_device(batch.labels_N, device)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from devices import Compute, is_out_of_memory, reading
+from distributed import ALONE, Group
 from errors import SpotTuneError
 from gumbel_softmax import gumbel_noise
 from imdbfolder_coco import training_order
@@ -54,19 +55,22 @@ def train_step(
     noise_NL2: Tensor,
     forward: Callable[[Tensor, Tensor, Tensor], Forward],
     optimizers: Sequence[torch.optim.Optimizer],
+    group: Group = ALONE,
+    scale: float = 1.0,
 ) -> StepResult:
     """Update a method's networks on one batch; a single loss trains them all.
 
-    Raises NotFiniteError before any update if the loss is not finite.
+    `scale` makes the mean over the processes of `group`, whose parts of a batch may differ in
+    size, a mean over its images. Raises NotFiniteError before any update if a loss is not finite.
     """
     loss, penalty, scores_NK, decisions_NL = forward(images, labels, noise_NL2)
-    whole_loss = loss + penalty
+    whole_loss = scale * (loss + penalty)
     read_loss = reading(whole_loss)
 
     for optimizer in optimizers:
         optimizer.zero_grad()
     whole_loss.backward()
-    if not math.isfinite(read_loss()):
+    if group.agree(not math.isfinite(read_loss())):
         raise NotFiniteError(read_loss())
     for optimizer in optimizers:
         optimizer.step()
@@ -87,7 +91,9 @@ class Trainer:
     """
 
     def __init__(self, method: nn.Module, rates: Rates, compute: Compute, batch_size: int) -> None:
-        self.method = method.to(compute.device, memory_format=torch.channels_last)
+        method = method.to(compute.device, memory_format=torch.channels_last)
+        self.method = compute.group.with_one_batch_norm(method)
+        self.network = compute.group.joined(self.method)
         self.optimizers = method.optimizers(rates)
         self.compute = compute
         self.batch_size = batch_size
@@ -96,15 +102,23 @@ class Trainer:
     def forward(self, images: Tensor, labels: Tensor, noise_NL2: Tensor) -> Forward:
         """Cross-entropy, the method's penalty, scores N x K and decisions N x L of a batch."""
         with self.compute.autocast():
-            scores_NK, decisions_NL = self.method(images, noise_NL2)
+            scores_NK, decisions_NL = self.network(images, noise_NL2)
         loss = F.cross_entropy(scores_NK, labels)
         return loss, self.method.penalty(decisions_NL), scores_NK, decisions_NL
 
-    def step(self, images: Tensor, labels: Tensor, noise_NL2: Tensor) -> StepResult:
-        is_full = len(labels) == self.batch_size
+    def step(
+        self, images: Tensor, labels: Tensor, noise_NL2: Tensor, whole: int | None = None
+    ) -> StepResult:
+        """One update; `whole` counts the batch's images if other processes have some of them.
+
+        Raises SpotTuneError if memory does not suffice.
+        """
+        group, whole = self.compute.group, whole or len(labels)
+        is_full = whole == self.batch_size
+        scale = len(labels) * group.size / whole
         forward = self.compiled_forward if is_full else self.forward
         try:
-            return train_step(images, labels, noise_NL2, forward, self.optimizers)
+            return train_step(images, labels, noise_NL2, forward, self.optimizers, group, scale)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -208,16 +222,18 @@ def train_epoch(
     order = training_order(data.images, data.view, *seed)
     noise = noise_for(method, len(data.images), *seed).to(device)
     before, start = sums.seconds, time.perf_counter()
-    batches = data.on_device(order, trainer.batch_size, device, label, first=sums.steps)
+    group = trainer.compute.group
+    batches = data.on_device(order, trainer.batch_size, device, label, sums.steps, group)
     for batch, images, labels in batches:
         try:
-            step = trainer.step(images, labels, noise[batch.positions])
+            step = trainer.step(images, labels, noise[batch.positions], batch.whole)
         except NotFiniteError as error:
             shown = data.images.image_ids[order.indices[batch.positions]].tolist()
             raise SpotTuneError(
                 f"{label}, step {sums.steps + 1}: the loss became {error}, so the networks were "
                 f"not updated. Images: {brief(shown)}. Try a smaller --lr, or --precision fp32"
             ) from error
+        group.add_up(vars(step).values())
         sums.add(step)
         sums.seconds = before + time.perf_counter() - start
         after_step()

@@ -177,8 +177,9 @@ def train_task(
     `kind` of method, see methods.py; without `weights` it starts from random ones.
     """
     settings = place.settings(task, kind, shared, weights.sha256 if weights else "")
-    train_data = place.data(task, TRAIN_SPLITS[settings.train_split], settings)
-    val_data = place.data(task, ("val",), settings)
+    with place.compute.group.first_before_others():
+        train_data = place.data(task, TRAIN_SPLITS[settings.train_split], settings)
+        val_data = place.data(task, ("val",), settings)
     categories = train_data.images.categories.tolist()
     check_categories(task.name, categories, val_data.images.categories.tolist())
     with seeded_initialisation(settings.seed, task.name):

@@ -1,0 +1,172 @@
+"""The source network trained by several processes, started by torchrun (gloo, on the CPU)."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import REPOSITORY, SMALL
+
+import main
+from checkpoints import Checkpoint, content_sha256
+from decathlon import SOURCE
+from devices import Compute
+from imdbfolder_coco import training_order
+from methods import build_method
+from models.resnet26 import resnet26
+from packed import DataFolders
+from randomness import seeded_initialisation
+from runs import Pace
+from transfer import Workplace
+
+FLAGS = [*SMALL, "--tasks", SOURCE.name, "--pretrained", "none", "--train_split", "train"]
+FLAGS += ["--precision", "fp32", "--source_epochs", "2", "--source_steps", "--eval_every", "2"]
+
+
+def torchrun(root, ckpdir, *flags, processes=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"]
+    command += [f"--nproc-per-node={processes}", str(REPOSITORY / "main.py"), *FLAGS]
+    command += ["--datadir", str(root), "--ckpdir", str(ckpdir), *flags]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def finish(process):
+    said, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    return said
+
+
+@pytest.fixture(scope="module")
+def odd_root(decathlon_root, tmp_path_factory):
+    """23 training images: the last batch of 8 has 7, so that two processes get 4 and 3."""
+    root = tmp_path_factory.mktemp("odd") / "decathlon-1.0"
+    shutil.copytree(decathlon_root, root, ignore=shutil.ignore_patterns("packed"))
+    path = root / "annotations" / f"{SOURCE.name}_train.json"
+    content = json.loads(path.read_text())
+    gone = content["images"].pop()["id"]
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] != gone]
+    path.write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(scope="module")
+def together(odd_root, tmp_path_factory):
+    ckpdir = tmp_path_factory.mktemp("together")
+    return ckpdir, finish(torchrun(odd_root, ckpdir))
+
+
+def source_of(ckpdir):
+    return Checkpoint.load(ckpdir / SOURCE.name / "checkpoint.pt")
+
+
+def by_hand(root, settings):
+    """Two epochs in one process: gradients of the halves of each batch, by their numbers of images.
+
+    Each half goes through a copy of its own, so that BatchNorm sees only that half.
+    """
+    folders = DataFolders(root, root / "annotations", root / "packed")
+    place = Workplace(folders, root, {}, Compute(torch.device("cpu"), "fp32"), Pace(1, 600.0))
+    data = place.data(SOURCE, ("train",), settings)
+    with seeded_initialisation(0, SOURCE.name):
+        method = build_method("source", resnet26(len(data.images.categories), 4), 4)
+    momenta = [torch.zeros_like(p) for p in method.parameters()]
+    losses = []
+    for epoch in range(2):
+        order = training_order(data.images, data.view, 0, SOURCE.name, epoch)
+        epoch_losses = []
+        for _, images, labels in data.on_device(order, 8, torch.device("cpu"), ""):
+            gradients = [torch.zeros_like(p) for p in method.parameters()]
+            for rank in (1, 0):  # the first last, so that running statistics are those of it
+                running = {n: b.clone() for n, b in method.named_buffers()}
+                method.train().zero_grad()
+                scores = method.net(images[rank::2])
+                loss = F.cross_entropy(scores, labels[rank::2], reduction="sum")
+                epoch_losses.append(loss.item())
+                (loss / len(images)).backward()
+                for gradient, parameter in zip(gradients, method.parameters(), strict=True):
+                    gradient += parameter.grad
+                if rank == 1:
+                    for name, buffer in method.named_buffers():
+                        buffer.copy_(running[name])
+            with torch.no_grad():
+                for p, momentum, gradient in zip(
+                    method.parameters(), momenta, gradients, strict=True
+                ):
+                    momentum.mul_(0.9).add_(gradient + SOURCE.weight_decay * p)
+                    p.sub_(0.1 * momentum)
+        losses.append(sum(epoch_losses) / len(data.images))
+    return method.state_dict(), losses
+
+
+def test_two_processes_step_by_the_gradient_of_the_whole_batch(together, odd_root):
+    """Weights, running statistics and losses, against halves that were put together by hand.
+
+    Rounding grows in six steps with BatchNorm over 3 or 4 images: hence the tolerance.
+    """
+    found = source_of(together[0])
+    expected, losses = by_hand(odd_root, found.settings)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found.weights[name], tensor, rtol=2e-3, atol=2e-3, msg=name)
+    assert [record["train_loss"] for record in found.history] == pytest.approx(losses, rel=1e-4)
+
+
+def test_only_the_first_process_speaks_and_writes(together):
+    ckpdir, said = together
+    assert said.count("imagenet12 epoch 1/2") == 1
+    assert "2 x cpu" in said
+    assert not list(ckpdir.glob("**/*.tmp"))
+    record = source_of(ckpdir).history[-1]
+    assert record["val_accuracy"] is not None
+
+
+def test_stopped_and_started_again_the_bits_are_the_same(together, decathlon_root, tmp_path):
+    """A signal to one process alone, not the first: all agree on the step to stop after."""
+    process = torchrun(
+        decathlon_root, tmp_path, "--source_epochs", "100000", "--checkpoint_minutes", "1e-9"
+    )
+    while "epoch 1/" not in process.stdout.readline():
+        assert process.poll() is None
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    os.kill(int(max(children, key=int)), signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    left = source_of(tmp_path)
+    epochs = len(left.history) + 1
+    again = ["--source_epochs", str(epochs)]
+    finish(torchrun(decathlon_root, tmp_path, *again))
+    straight = tmp_path / "straight"
+    finish(torchrun(decathlon_root, straight, *again))
+    ours, theirs = source_of(tmp_path), source_of(straight)
+    assert content_sha256(dict(ours.weights)) == content_sha256(dict(theirs.weights))
+    assert [r["train_loss"] for r in ours.history] == [r["train_loss"] for r in theirs.history]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--tasks", "svhn"], "only imagenet12 trains in several"),
+        (["--batch_size", "7"], "--batch_size 7: cannot be divided among 2 processes"),
+    ],
+)
+def test_what_cannot_be_divided_is_one_clear_line(flags, words, decathlon_root, tmp_path):
+    process = torchrun(decathlon_root, tmp_path, *flags)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert f"error: {words}" in errors or words in errors
+
+
+def test_a_process_alone_is_no_group(decathlon_root, tmp_path):
+    """The same flags without torchrun give the network that trained on whole batches."""
+    main.main([*FLAGS, "--datadir", str(decathlon_root), "--ckpdir", str(tmp_path)])
+    lines = (tmp_path / SOURCE.name / "records.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["epoch"] == 2
