@@ -4,7 +4,8 @@ records.jsonl      one line an epoch, read from top to bottom the run's history;
                    has the figures under every test-time policy that the method knows
 arguments.json     the settings of the task
 environment.json   versions, device, threads, commit
-cost.json          parameters, and multiply-accumulate operations per predicted image
+cost.json          parameters, and multiply-accumulate operations per predicted image; written
+                   again after the last epoch where it depends on what was learnt (Global-k)
 decisions.json     of the last epoch, where images decide: each val image's decisions
 curves.png         loss, accuracy and share of fine-tuned decisions over the epochs
 """
@@ -101,13 +102,18 @@ def write_surroundings(
 ) -> None:
     """arguments.json, environment.json, and the cost of predicting images of `view`'s size."""
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {
-        "arguments": arguments,
-        "environment": environment(compute),
-        "cost": cost(method, view),
-    }
-    for name, content in contents.items():
-        write_whole(folder / f"{name}.json", (json.dumps(content, indent=2) + "\n").encode())
+    _write_json(folder / "arguments.json", arguments)
+    _write_json(folder / "environment.json", environment(compute))
+    write_cost(folder, method, view)
+
+
+def write_cost(folder: Path, method: nn.Module, view: View) -> None:
+    """cost.json: see `cost`."""
+    _write_json(folder / "cost.json", cost(method, view))
+
+
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def cost(method: nn.Module, view: View) -> dict[str, object]:

@@ -17,6 +17,7 @@ from devices import Compute
 from distributed import Group
 from errors import SpotTuneError, Stopped
 from evaluation import Tested, predict, summarise
+from imdbfolder_coco import View
 from methods import COMPACT_KIND, Rates
 from plots import draw_curves
 from progress import say
@@ -24,6 +25,7 @@ from records import (
     epoch_record,
     parameter_counts,
     summary,
+    write_cost,
     write_decisions,
     write_records,
     write_surroundings,
@@ -54,7 +56,8 @@ class Run:
 
     def arguments(self) -> dict[str, object]:
         """What arguments.json holds."""
-        return {"task": self.task, "method": self.kind, **self.settings.as_plain()}
+        known = {"task": self.task, "method": self.kind, "num_classes": len(self.categories)}
+        return {**known, **self.settings.as_plain()}
 
     def found(self) -> Checkpoint | None:
         """The checkpoint to go on from, or None. Raises SpotTuneError if it is another run's."""
@@ -95,13 +98,17 @@ class Run:
         self.checkpoint(self.kind, method, states, history, sums).save(self.path)
         write_records(self.folder, history)
 
-    def save_compact(self, method: nn.Module, history: list[dict]) -> None:
-        """Write the network that is left when all images decide alike, if it is smaller."""
+    def save_compact(self, method: nn.Module, history: list[dict], view: View) -> None:
+        """Write the network that is left when all images decide alike, if it is smaller.
+
+        And its cost: which blocks are left, and so how large they are, was learnt.
+        """
         kept = method.kept_for_predicting()
         if kept is method:
             return
         path = compact_file(self.ckpdir, self.task)
         self.checkpoint(COMPACT_KIND, kept, [], history).save(path)
+        write_cost(self.folder, method, view)
         whole, _ = parameter_counts(method)
         left, stored = parameter_counts(kept)
         say(
@@ -207,8 +214,9 @@ class Keeper:
         record["images_per_second"] = round(len(train_data.images) / sums.seconds, 1)
         self.history.append(record)
         if epoch + 1 == settings.epochs:
-            run.save_compact(self.trainer.method, self.history)  # after the checkpoint nothing is
-        self.save()  # done again
+            # After the checkpoint nothing is done again.
+            run.save_compact(self.trainer.method, self.history, val_data.view)
+        self.save()
         self.stop.raise_if_asked(self.group)
         return record
 

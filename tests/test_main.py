@@ -108,6 +108,20 @@ def test_cost_counts_parameters_and_compute_per_image(trained):
     assert source["macs_per_image"]["policy_network"] == 0
 
 
+def test_global_ks_cost_is_of_the_blocks_that_it_learnt_to_fine_tune(trained, tmp_path):
+    again(trained, tmp_path, "svhn", "--method", "globalk", "--k", "1", "--lr_agent", "1")
+    (block,) = [i for i, s in enumerate(records(tmp_path, "svhn")[-1]["val_fine_tuned_share"]) if s]
+    assert block > 0  # with the first one, the cost would be that of an untrained network
+    compact = Checkpoint.load(tmp_path / "svhn/compact.pt")
+    method = build_method("globalk", resnet26(2, 4), 4, compact.settings.options)
+    method.share_L[block] = 1.0
+    stored = [p for p in method.kept_for_predicting().parameters() if p.requires_grad]
+    found = json.loads((tmp_path / "svhn/cost.json").read_text())
+    assert found["stored_parameters"] == sum(p.numel() for p in stored)
+    arguments = json.loads((tmp_path / "svhn/arguments.json").read_text())
+    assert (arguments["method"], arguments["num_classes"]) == ("globalk", 2)
+
+
 def test_environment_names_versions_threads_and_commit(trained):
     found = json.loads((trained.ckpdir / "svhn/environment.json").read_text())
     assert found["packages"]["torch"] == torch.__version__.partition("+")[0]
