@@ -69,7 +69,19 @@ def number_of_blocks(text: str) -> int:
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where data, annotations and checkpoints lie."""
+    """Where images, annotations and checkpoints lie."""
+    add_image_arguments(parser)
+    parser.add_argument(
+        "--ckpdir",
+        type=folder_name,
+        default=Path("checkpoints"),
+        metavar="DIR",
+        help="one folder per task: checkpoint, records, curves",
+    )
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where images and annotations lie."""
     parser.add_argument(
         "--datadir",
         type=folder_name,
@@ -88,13 +100,6 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         type=folder_name,
         metavar="DIR",
         help="folder for the decoded images; unset: packed/ below --datadir",
-    )
-    parser.add_argument(
-        "--ckpdir",
-        type=folder_name,
-        default=Path("checkpoints"),
-        metavar="DIR",
-        help="one folder per task: checkpoint, records, curves",
     )
 
 

@@ -1,0 +1,85 @@
+"""In which points a study is not what the published figures were measured on.
+
+Published rows are test accuracies of networks that start from ImageNet's 1000 classes and learn
+the official train and val images at 72 pixels, cropped to 64. Figures that differ in any of this
+never share a table with them.
+"""
+
+from collections.abc import Iterator
+
+from decathlon import COLUMNS, SOURCE, TASK_BY_NAME
+from methods import METHODS
+from models.resnet26 import PAPER_WIDTH
+from reporting.study import Study
+from reporting.task_runs import TaskRun
+
+RESIZE, CROP = 72, 64  # pixels, of the published figures
+
+
+def departures(study: Study) -> list[str]:
+    """What differs besides the images that are scored; empty for runs as published."""
+    settings = study.settings
+    found = []
+    if (settings.resize, settings.crop) != (RESIZE, CROP):
+        found.append(
+            f"resolution: shorter side of {settings.resize} pixels, cropped to {settings.crop} "
+            f"(published: {RESIZE} and {CROP})"
+        )
+    if settings.width != PAPER_WIDTH:
+        found.append(f"network: {settings.width} channels in the stem (published: {PAPER_WIDTH})")
+    if settings.train_split != "trainval":
+        found.append("split: learnt from train alone (published: from train and val)")
+    found += _of_source(study)
+    found += _of_classes(study)
+    absent = [task for task in COLUMNS if task not in (*study.tasks, SOURCE.name)]
+    if absent:
+        found.append(f"tasks: without {', '.join(absent)} (published: all ten)")
+    return found
+
+
+def _of_source(study: Study) -> Iterator[str]:
+    if not any(METHODS[run.method].from_source for run in study.runs):
+        return
+    official = f"{SOURCE.num_classes} classes of ImageNet"
+    classes = study.source and study.source.num_classes
+    if classes is None:
+        yield f"source: how many classes it was trained on was not recorded (published: {official})"
+    elif classes != SOURCE.num_classes:
+        yield f"source: a network trained on {classes} classes (published: {official})"
+
+
+def _of_classes(study: Study) -> Iterator[str]:
+    """The targets with other classes than the official ones, as far as is known."""
+    classes = {run.task: run.num_classes for run in study.runs if run.num_classes is not None}
+    other = [
+        f"{task} has {classes[task]} classes, officially {TASK_BY_NAME[task].num_classes}"
+        for task in study.tasks
+        if classes.get(task, TASK_BY_NAME[task].num_classes) != TASK_BY_NAME[task].num_classes
+    ]
+    if other:
+        yield f"data: {'; '.join(other)}"
+    unknown = [task for task in study.tasks if task not in classes]
+    if unknown:
+        yield f"data: numbers of classes were not recorded, for {', '.join(unknown)}"
+
+
+def test_departures(study: Study) -> list[str]:
+    """What keeps the study's test accuracies from sharing a table with published ones."""
+    scored = [run for run in (*study.sources, *study.runs) if run.test]
+    odd = dict.fromkeys(
+        f"{run.task} was scored on {run.test['images']:,} test images, officially "
+        f"{TASK_BY_NAME[run.task].num_test:,}"
+        for run in scored
+        if run.test["images"] != TASK_BY_NAME[run.task].num_test
+    )
+    unscored = [task for task in COLUMNS if task not in _tasks(scored)]
+    found = departures(study)
+    if odd:
+        found.append(f"data: {'; '.join(odd)}")
+    if unscored:
+        found.append(f"tasks: no test score of {', '.join(unscored)} (published: all ten)")
+    return found
+
+
+def _tasks(runs: list[TaskRun]) -> set[str]:
+    return {run.task for run in runs}
