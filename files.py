@@ -1,5 +1,7 @@
 """Files that are written whole or not at all."""
 
+import errno
+import glob
 import os
 import shutil
 import uuid
@@ -14,11 +16,14 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a stream whose content takes the place of `path` only once it is safely on disk.
 
     The stream is a temporary file in the same folder; if anything goes wrong before the end, the
-    old `path` stays as it was and the temporary file is removed.
+    old `path` stays as it was and the temporary file is removed. One that a killed process has left
+    is removed by the next that writes the same `path`.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    _remove_leftovers(path)
+    stream = _open_temporary(path)
+    temporary = Path(stream.name)
     try:
-        with temporary.open("x+b") as stream:
+        with stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -43,7 +48,8 @@ def keep_copy(path: Path, copy: Path) -> None:
 
     Without writing it again where the file system knows hard links.
     """
-    temporary = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}.tmp")
+    _remove_leftovers(copy)
+    temporary = _temporary_name(copy)
     try:
         try:
             temporary.hardlink_to(path)
@@ -52,6 +58,46 @@ def keep_copy(path: Path, copy: Path) -> None:
         temporary.replace(copy)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flock(stream: IO, blocking: bool) -> bool:
+    """Whether the lock of an open file is ours now; the kernel frees it when its holder ends.
+
+    Raises OSError where system or file system know no such locks.
+    """
+    try:
+        import fcntl  # POSIX only
+    except ImportError as error:
+        raise OSError(errno.ENOSYS, "no file locks on this system") from error
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def _open_temporary(path: Path) -> IO[bytes]:
+    """A new file, locked as a sign that its writer lives."""
+    while True:
+        temporary = _temporary_name(path)
+        stream = temporary.open("x+b")
+        with suppress(OSError):
+            flock(stream, blocking=True)
+        if temporary.exists():  # else another process took it for a leftover before it was locked
+            return stream
+        stream.close()
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files for `path` whose writers are dead; where that is unknown, none."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError), leftover.open("r+b") as stream:
+            if flock(stream, blocking=False):
+                leftover.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -47,7 +47,7 @@ ROWS = (
     Row("finetune", ("--method", "finetune", "--lr", "0.03")),
     Row("stochastic", ("--method", "stochastic", "--lr", "0.03")),
     Row("spottune", ("--method", "spottune", "--lr", "0.03"), policies=("argmax", "sample")),
-    Row("global3", ("--method", "globalk", "--k", "3", "--lr", "0.03")),
+    Row("global3", ("--method", "globalk", "--k", "3", "--lr", "0.1")),
 )
 
 
