@@ -26,6 +26,7 @@ from progress import say
 from reporting.drawings import (
     COLOURS,
     DASHES,
+    SMALLEST_RANGE,
     Curve,
     Look,
     Point,
@@ -76,7 +77,7 @@ def accuracy_figures(study: Study) -> Iterator[Drawn]:
     if any(len(curve.epochs) > 1 for lines in val.values() for curve in lines):
         title = f"accuracy on val, %{seen_in_training(study)}"
         picture = Picture("learning_val", f"Learning curves: {title}. {band}.")
-        yield picture, curves_figure(val, title)
+        yield picture, curves_figure(val, title, SMALLEST_RANGE)
     title = "cross-entropy in training"
     yield (
         Picture("learning_train", f"Learning curves: {title}. {band}."),

@@ -7,7 +7,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from plots import FINE_TUNED, INK, KEPT, SOFT, decision_colours, new_figure, plain_axes
+from plots import (
+    FINE_TUNED,
+    INK,
+    KEPT,
+    SOFT,
+    decision_colours,
+    marker_of,
+    new_figure,
+    plain_axes,
+)
 
 COLOURS = {
     "scratch": "#8c8c8c",
@@ -73,14 +82,20 @@ def panels(count: int, height: float) -> tuple[Figure, list]:
     return figure, list(grid[:count])
 
 
-def curves_figure(curves: Mapping[str, Sequence[Curve]], title: str) -> Figure:
-    """A panel a task, a line a method, and a band of one standard deviation around it."""
+def curves_figure(
+    curves: Mapping[str, Sequence[Curve]], title: str, smallest_range: float = 0.0
+) -> Figure:
+    """A panel a task, a line a method, and a band of one standard deviation around it.
+
+    No panel shows a smaller range of figures than `smallest_range`.
+    """
     figure, grid = panels(len(curves), 2.5)
     known = {}
     for axes, (task, lines) in zip(grid, curves.items(), strict=True):
         for curve in lines:
             known[curve.look.label] = _draw_curve(axes, curve)
         plain_axes(axes)
+        _keep_range(axes, smallest_range)
         axes.set_title(task, fontsize=TITLE_SIZE)
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in grid[-COLUMNS:]:
@@ -97,12 +112,20 @@ def curves_figure(curves: Mapping[str, Sequence[Curve]], title: str) -> Figure:
     return figure
 
 
+def _keep_range(axes, smallest: float) -> None:
+    """Widen the y axis to a range that does not make much of small differences."""
+    low, high = axes.get_ylim()
+    if high - low < smallest:
+        middle = (low + high) / 2
+        axes.set_ylim(middle - smallest / 2, middle + smallest / 2)
+
+
 def _draw_curve(axes, curve: Curve):
     """Draw the line and its band; returns the line."""
     look, mean, std = curve.look, np.array(curve.mean), np.array(curve.std)
-    marker = "o" if len(curve.epochs) < 4 else None
+    marker = marker_of(curve.epochs)
     (line,) = axes.plot(
-        curve.epochs, mean, look.dash, color=look.colour, marker=marker, ms=3, linewidth=1.5
+        curve.epochs, mean, look.dash, color=look.colour, marker=marker, ms=2.5, linewidth=1.5
     )
     if std.any():
         axes.fill_between(
@@ -161,10 +184,8 @@ def tradeoff_figure(
         )
     plain_axes(axes)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    low = min(point.y - point.deviation for point in points)
-    high = max(point.y + point.deviation for point in points)
-    spare = max(0.1 * (high - low), SMALLEST_RANGE / 2)  # tenths of a point are no differences
-    axes.set_ylim(low - spare, high + spare)
+    axes.margins(y=0.1)
+    _keep_range(axes, SMALLEST_RANGE)
     axes.set_xlim(0, 1.08 * max(point.x for point in points))
     if source_size:
         top = axes.secondary_xaxis(

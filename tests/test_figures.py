@@ -105,6 +105,14 @@ def test_a_point_is_a_methods_mean_accuracy_over_what_all_tasks_store(study):
     assert spottune.y == 51.0
 
 
+def test_tenths_of_a_percent_do_not_fill_a_panel(tmp_path):
+    write_run(tmp_path, "dtd", "finetune", [record(1, 99.2), record(2, 99.4)])
+    (_, figure), *_ = figures.accuracy_figures(read_study([tmp_path]))
+    low, high = figure.axes[0].get_ylim()
+    assert high - low == pytest.approx(2)
+    assert (low + high) / 2 == pytest.approx(99.3)
+
+
 def test_labels_keep_their_order_and_their_distance():
     values = [5.0, 5.1, 9.9, 5.05, 0.0]
     places = spread_apart(values, gap=1.0, low=0.0, high=10.0)
