@@ -358,5 +358,5 @@ def test_a_policy_that_a_method_does_not_know_is_one_clear_line(trained, source,
 
 
 def test_another_method_does_not_go_on_from_a_checkpoint(trained):
-    with pytest.raises(SpotTuneError, match="kind spottune, but this run asks for finetune"):
+    with pytest.raises(SpotTuneError, match="method spottune, but this run asks for finetune"):
         main.main([*trained.arguments, "--tasks", "svhn", "--method", "finetune"])

@@ -54,7 +54,7 @@ def stop_after(monkeypatch, checks):
     """A stop is asked for at the `checks`-th place where a stop is possible."""
     seen = [0]
 
-    def raise_if_asked(self):
+    def raise_if_asked(self, group=None):
         seen[0] += 1
         if seen[0] == checks:
             raise Stopped(signal.SIGTERM)
