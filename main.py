@@ -27,6 +27,7 @@ from decathlon import SOURCE, TASK_BY_NAME, DecathlonTask
 from devices import choose_compute, describe
 from distributed import check_group, group_of_processes, own_device
 from errors import SpotTuneError, run_script
+from locks import refuse_claimed
 from mean_std import read_mean_std
 from methods import METHODS, MethodRow, choose_policy
 from models.resnet26 import PAPER_WIDTH
@@ -201,6 +202,7 @@ def check_tasks(
             )
         if task.name not in place.mean_std:
             raise SpotTuneError(f"--mean_std: the file has no mean and std for {task.name}")
+        refuse_claimed(place.checkpoint(task).parent)
 
 
 def report(histories: dict[str, list[dict]], ckpdir: Path) -> None:

@@ -5,6 +5,7 @@ starts from it on a target task.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from imdbfolder_coco import (
     require_labels,
     view_of,
 )
+from locks import claimed
 from methods import METHODS, SOURCE_KIND, Options, PlainNetwork, build_method
 from models.pretrained import SourceWeights
 from models.resnet26 import ResNet, resnet26
@@ -88,7 +90,10 @@ def source_weights(
     is_other_file = pretrained is not None and pretrained.resolve() != own.resolve()
     if is_other_file or (found is not None and was_adopted(found)):
         weights = SourceWeights.read(pretrained if is_other_file else own, settings.width)
-        history = adopt_source(place, settings, weights, found, wanted)
+        may_write = found is None or wanted
+        # Tasks that start side by side adopt the same weights: the first does, the others wait.
+        with claimed(own.parent, patient=True) if may_write else nullcontext():
+            history = adopt_source(place, settings, weights, wanted)
     else:
         history = train_source(place, settings) if wanted else found.history
         weights = SourceWeights.read(own, settings.width)
@@ -116,7 +121,6 @@ def adopt_source(
     place: Workplace,
     settings: Settings,
     weights: SourceWeights,
-    found: Checkpoint | None,
     evaluated: bool,
 ) -> list[dict]:
     """Put pretrained weights into --ckpdir, where the submit scripts look for imagenet12's.
@@ -124,6 +128,7 @@ def adopt_source(
     They are evaluated on val once, if that is wanted and the images are there.
     """
     own = place.checkpoint(SOURCE)
+    found = Checkpoint.load(own) if own.exists() else None
     if found is not None and not was_adopted(found):
         raise SpotTuneError(
             f"{own}: holds a source network that was trained here, but {weights.where} was asked "
@@ -172,22 +177,24 @@ def train_task(
     shared: Settings,
     weights: SourceWeights | None,
 ) -> list[dict]:
-    """Data, initial weights and training of one task; returns its history.
+    """Data, initial weights and training of one task, held by this process; its history.
 
     `kind` of method, see methods.py; without `weights` it starts from random ones.
     """
-    settings = place.settings(task, kind, shared, weights.sha256 if weights else "")
-    with place.compute.group.first_before_others():
-        train_data = place.data(task, TRAIN_SPLITS[settings.train_split], settings)
-        val_data = place.data(task, ("val",), settings)
-    categories = train_data.images.categories.tolist()
-    check_categories(task.name, categories, val_data.images.categories.tolist())
-    with seeded_initialisation(settings.seed, task.name):
-        net = initial_network(weights, len(categories), settings.width)
-        method = build_method(kind, net, settings.width, settings.options)
-    settings = replace(settings, data_sha256=train_data.images.sha256())
-    run = Run(place.ckpdir, task.name, kind, categories, settings)
-    return fit(run, method, train_data, val_data, place.compute, place.pace)
+    group = place.compute.group
+    with claimed(place.checkpoint(task).parent) if group.is_first else nullcontext():
+        settings = place.settings(task, kind, shared, weights.sha256 if weights else "")
+        with group.first_before_others():
+            train_data = place.data(task, TRAIN_SPLITS[settings.train_split], settings)
+            val_data = place.data(task, ("val",), settings)
+        categories = train_data.images.categories.tolist()
+        check_categories(task.name, categories, val_data.images.categories.tolist())
+        with seeded_initialisation(settings.seed, task.name):
+            net = initial_network(weights, len(categories), settings.width)
+            method = build_method(kind, net, settings.width, settings.options)
+        settings = replace(settings, data_sha256=train_data.images.sha256())
+        run = Run(place.ckpdir, task.name, kind, categories, settings)
+        return fit(run, method, train_data, val_data, place.compute, place.pace)
 
 
 def initial_network(weights: SourceWeights | None, num_classes: int, width: int) -> ResNet:

@@ -62,7 +62,7 @@ def test_every_task_leaves_checkpoint_arguments_environment_records_and_curves(t
     for task in TASKS:
         names = {path.name for path in (trained.ckpdir / task.name).iterdir()}
         files = ["arguments.json", "environment.json", "cost.json", "records.jsonl", "curves.png"]
-        checkpoints = {"checkpoint.pt", "checkpoint.previous.pt"}
+        checkpoints = {"checkpoint.pt", "checkpoint.previous.pt", ".lock"}
         assert names == {*files, *checkpoints, *(["decisions.json"] if task in TARGETS else [])}
     assert (trained.ckpdir / "fine_tuned_share.png").stat().st_size > 10_000
 
