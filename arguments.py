@@ -68,6 +68,14 @@ def number_of_blocks(text: str) -> int:
     return number
 
 
+def whole_number(text: str) -> int:
+    """An argparse type: 0, 1, 2 ..."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} given; expected a whole number from 0 on")
+    return number
+
+
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Where images, annotations and checkpoints lie."""
     add_image_arguments(parser)

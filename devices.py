@@ -70,11 +70,31 @@ def reading(figure: Tensor) -> Callable[[], float]:
     return wait
 
 
-def choose_compute(device_name: str, precision: str, compiled: bool = False) -> Compute:
-    """`device_name` "auto" takes a GPU if there is one; `precision` "auto" bf16 where it is fast.
+def job_devices(device_name: str, jobs: int | None, num_tasks: int) -> list[str]:
+    """The device of each of `jobs` processes that run side by side.
 
+    `jobs` None: as many as there are visible GPUs, where the name leaves open which, but not more
+    than tasks; else one. GPUs are only counted: what watches the processes must not open any.
     Raises SpotTuneError if the device is not there.
     """
+    gpus = _gpus() if device_name in ("auto", "cuda") else []
+    devices = gpus or ["cpu" if device_name == "auto" else device_name]
+    count = jobs or min(len(devices), num_tasks)
+    if count > 1 and devices[0] not in _gpus():
+        choose_compute(devices[0], "fp32")  # refuses what is not there
+    return [devices[slot % len(devices)] for slot in range(count)]
+
+
+def choose_compute(
+    device_name: str, precision: str, compiled: bool = False, threads: int | None = None
+) -> Compute:
+    """`device_name` "auto" takes a GPU if there is one; `precision` "auto" bf16 where it is fast.
+
+    `threads`: CPU threads of this process; None leaves them as PyTorch chose. Raises SpotTuneError
+    if the device is not there.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
     if device_name == "auto":
         device_name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -94,6 +114,7 @@ def choose_compute(device_name: str, precision: str, compiled: bool = False) -> 
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.allow_tf32 = precision != "fp32"
+        torch.cuda.set_device(device.index or 0)  # what names no GPU must not open the first one
     return Compute(device, precision, compiled)
 
 
@@ -115,7 +136,10 @@ def describe(compute: Compute) -> str:
     return f"{times}{compute.device}, {torch.get_num_threads()} threads, {compute.precision}"
 
 
+def _gpus() -> list[str]:
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
 def _devices_here() -> str:
-    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    gpus += ["mps"] if torch.backends.mps.is_available() else []
-    return ", ".join(["cpu", *gpus])
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return ", ".join(["cpu", *_gpus(), *mps])

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -200,8 +201,15 @@ class View:
     flip: bool = False  # mirrored left to right, every second time
 
 
+class ImageSizes(Protocol):
+    """Whatever knows the heights and widths of images, in pixels, N each: PackedImages does."""
+
+    heights: np.ndarray
+    widths: np.ndarray
+
+
 def view_of(
-    task: DecathlonTask, images: PackedImages, resize: int, crop: int, training: bool
+    task: DecathlonTask, images: ImageSizes, resize: int, crop: int, training: bool
 ) -> View:
     """The task's window in training or in test, as in the released code (decathlon.py)."""
     if task.train_crop is TrainCrop.WHOLE:
@@ -211,7 +219,7 @@ def view_of(
     return View(resize, resize, flip=training and task.train_flip)
 
 
-def _whole_view(task: str, images: PackedImages) -> View:
+def _whole_view(task: str, images: ImageSizes) -> View:
     heights, widths = np.unique(images.heights), np.unique(images.widths)
     if len(heights) > 1 or len(widths) > 1:
         raise SpotTuneError(

@@ -8,9 +8,12 @@ that was stopped goes on after the last finished epoch.
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from arguments import (
     Parser,
@@ -22,11 +25,14 @@ from arguments import (
     number_of_blocks,
     positive_float,
     positive_int,
+    whole_number,
 )
+from crew import end_with_parent
 from decathlon import SOURCE, TASK_BY_NAME, DecathlonTask
-from devices import choose_compute, describe
+from devices import choose_compute, describe, job_devices
 from distributed import check_group, group_of_processes, own_device
 from errors import SpotTuneError, run_script
+from jobs import check_finished, job_command, train_side_by_side
 from locks import refuse_claimed
 from mean_std import read_mean_std
 from methods import METHODS, MethodRow, choose_policy
@@ -37,8 +43,11 @@ from runs import Pace
 from settings import TRAIN_SPLITS, Settings
 from transfer import Workplace, refuse_adopted, source_weights, train_task
 
-OWN_MEAN_STD = Path(__file__).parent / "decathlon_mean_std.pickle"
+SCRIPT = Path(__file__)
+OWN_MEAN_STD = SCRIPT.parent / "decathlon_mean_std.pickle"
 RELEASED_WEIGHTS = "resnet26_pretrained.t7"  # looked for here and beside this script
+SAME_IN_SETTINGS = ("lr", "lr_agent", "batch_size", "resize", "crop", "width", "seed")
+SAME_IN_SETTINGS += ("train_split", "k", "l2sp_alpha", "l2sp_beta", "lambda_k", "lambda_e")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -89,41 +98,44 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="evaluate on val every N epochs, and after the last")
     add("--checkpoint_minutes", type=positive_float, default=10.0, metavar="MINUTES",
         help="save inside an epoch too, after so many minutes")
+    add("--jobs", type=positive_int, metavar="N",
+        help="tasks that are trained side by side, each as a process on a GPU of its own; unset: "
+             "as many as there are visible GPUs, or one")
+    add("--retries", type=whole_number, default=2, metavar="N",
+        help="how often a task whose process dies is started again from its checkpoint, with "
+             "several --jobs")
+    add("--threads", type=positive_int, metavar="N",
+        help="CPU threads of each process; unset: as many as PyTorch takes, divided by the jobs. "
+             "On a CPU, bits are equal for equal numbers of threads only")
+    add("--is_job", action="store_true", help=argparse.SUPPRESS)  # set for the processes of --jobs
     # fmt: on
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.is_job:
+        end_with_parent()
     check_sides(args.resize, args.crop)
-    compute = choose_compute(own_device(args.device), args.precision, args.compile)
+    tasks = [TASK_BY_NAME[name] for name in dict.fromkeys(args.tasks)]
+    devices = job_devices(args.device, args.jobs, len(tasks))
+    is_alone = len(devices) == 1
+    device = own_device(args.device) if is_alone else "cpu"  # who watches others opens no GPU
+    compute = choose_compute(device, args.precision, args.compile, args.threads)
+    method = METHODS[args.method]
     settings = Settings(
         epochs=args.nb_epochs,
         milestones=tuple(step for step in (args.step1, args.step2, args.step3) if step),
-        lr=args.lr,
-        lr_agent=args.lr_agent,
-        weight_decay=0.0,  # each task has its own
-        batch_size=args.batch_size,
-        resize=args.resize,
-        crop=args.crop,
-        width=args.width,
-        seed=args.seed,
-        train_split=args.train_split,
-        policy=choose_policy(METHODS[args.method].policies, args.policy),
+        policy=choose_policy(method.policies, args.policy),
         precision=compute.precision,
+        weight_decay=0.0,  # each task has its own
         mean=(),  # as these
         std=(),
         source_sha256="",
-        k=args.k,
-        l2sp_alpha=args.l2sp_alpha,
-        l2sp_beta=args.l2sp_beta,
-        lambda_k=args.lambda_k,
-        lambda_e=args.lambda_e,
+        **{name: getattr(args, name) for name in SAME_IN_SETTINGS},
     )
     for_source = replace(settings, epochs=args.source_epochs, milestones=tuple(args.source_steps))
-    tasks = [TASK_BY_NAME[name] for name in dict.fromkeys(args.tasks)]
     pretrained = pretrained_file(args.pretrained)
-    method = METHODS[args.method]
     with group_of_processes(compute.device) as group:
         check_group(group, args.batch_size, tasks == [SOURCE] and pretrained is None)
         place = Workplace(
@@ -136,13 +148,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_tasks(tasks, place, pretrained, method.from_source)
         if str(args.pretrained) == "none":
             refuse_adopted(place.checkpoint(SOURCE))
-        say(f"{method.title} on {describe(place.compute)}; seed {args.seed}, in {args.ckpdir}")
-        histories = train(place, tasks, method, settings, for_source, pretrained)
-        if group.is_first:
+        where = describe(place.compute) if is_alone else ", ".join(devices)
+        say(f"{method.title} on {where}; seed {args.seed}, records in {args.ckpdir}")
+        if is_alone:
+            histories = train_in_turn(place, tasks, method, settings, for_source, pretrained)
+        else:
+            threads = args.threads or max(1, torch.get_num_threads() // len(devices))
+            command = job_command(SCRIPT, sys.argv[1:] if argv is None else argv, threads)
+            histories = train_side_by_side(
+                tasks, place.folders, args.ckpdir, settings, devices, command, args.retries
+            )
+        if group.is_first and not args.is_job:
             report(histories, args.ckpdir)
+    check_finished(tasks, histories, args.ckpdir)
 
 
-def train(
+def train_in_turn(
     place: Workplace,
     tasks: Sequence[DecathlonTask],
     method: MethodRow,
@@ -154,7 +175,7 @@ def train(
     weights, histories = None, {}
     if method.from_source or SOURCE in tasks:
         weights, history = source_weights(place, for_source, pretrained, SOURCE in tasks)
-        histories = {SOURCE.name: history} if SOURCE in tasks and history else {}
+        histories = {SOURCE.name: history} if SOURCE in tasks else {}
     weights = weights if method.from_source else None
     for task in tasks:
         if task is not SOURCE:
@@ -165,7 +186,7 @@ def train(
 def pretrained_file(named: Path | None) -> Path | None:
     """The file of source weights: the one named, or the released one where it lies here."""
     if named is None:
-        places = (Path(RELEASED_WEIGHTS), Path(__file__).parent / RELEASED_WEIGHTS)
+        places = (Path(RELEASED_WEIGHTS), SCRIPT.parent / RELEASED_WEIGHTS)
         return next((place for place in places if place.is_file()), None)
     if str(named) == "none":
         return None
@@ -202,12 +223,13 @@ def check_tasks(
             )
         if task.name not in place.mean_std:
             raise SpotTuneError(f"--mean_std: the file has no mean and std for {task.name}")
-        refuse_claimed(place.checkpoint(task).parent)
+        if place.compute.group.is_first:  # which holds them for all of its group
+            refuse_claimed(place.checkpoint(task).parent)
 
 
 def report(histories: dict[str, list[dict]], ckpdir: Path) -> None:
     """Print one table over the tasks, and draw which blocks each fine-tunes."""
-    last = {task: history[-1] for task, history in histories.items()}
+    last = {task: history[-1] for task, history in histories.items() if history}
     if last:
         say(table(last))
     shares = {task: record["val_fine_tuned_share"] for task, record in last.items()}

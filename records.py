@@ -93,6 +93,12 @@ def write_records(folder: Path, history: Sequence[Mapping]) -> None:
     write_whole(folder / "records.jsonl", "".join(lines).encode())
 
 
+def epochs_recorded(folder: Path) -> int:
+    """How many lines `write_records` left in a task's folder."""
+    path = folder / "records.jsonl"
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
 def write_surroundings(
     folder: Path,
     arguments: Mapping[str, object],

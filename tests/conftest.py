@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +12,13 @@ import torch
 
 import main
 import make_sample_data
+from errors import SpotTuneError
+from locks import refuse_claimed
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
+
+PATIENCE = 60.0  # seconds for what takes a moment on a machine that is not busy
 
 SMALL = ["--resize", "16", "--crop", "16", "--width", "4", "--batch_size", "8", "--device", "cpu"]
 
@@ -59,3 +65,20 @@ def run_script(
     """Run a script of the repository as a user would."""
     command = [sys.executable, str(REPOSITORY / name), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Until it is true; the test fails if it never is."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether another process works in a task's folder."""
+    try:
+        refuse_claimed(folder)
+    except SpotTuneError:
+        return True
+    return False
