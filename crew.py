@@ -24,14 +24,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from errors import TERMINATED, printable
+from errors import STOP_SIGNALS, printable
 from progress import TaskDisplay, say, task_display
 
 POLL_SECONDS = 0.2
 PIPE_BYTES = 1 << 20  # the most that Linux lets a pipe hold
 LONGEST_LINE = 1 << 12  # a longer one is shown cut
 GRACE_SECONDS = 60.0  # to save and end in, before a process is killed
-PASSED_ON = ("SIGTERM", "SIGINT", "SIGUSR1")
 MISTAKE = (1, 2)  # statuses that a one-line error ends with: errors.py, and argparse
 
 Command = Callable[[str, str], list[str]]  # task, device -> the command line that trains it
@@ -42,7 +41,7 @@ def run_tasks(
 ) -> list[str]:
     """Run `command(task, device)` for all tasks, in their order, one on each device at a time.
 
-    Returns the tasks that failed. The first of the signals PASSED_ON goes to all processes, and no
+    Returns the tasks that failed. The first of the STOP_SIGNALS goes to all processes, and no
     more are started; a second one kills them. When they have ended, SystemExit is raised with 128
     plus the number of the first, as a shell would report it.
     """
@@ -67,12 +66,12 @@ def noted_signals() -> Iterator[list[signal.Signals]]:
     def note(number: int, frame: object) -> None:
         noted.append(signal.Signals(number))
 
-    before = {name: signal.signal(signal.Signals[name], note) for name in PASSED_ON}
+    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
     try:
         yield noted
     finally:
-        for name, handler in before.items():
-            signal.signal(signal.Signals[name], handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Job:
@@ -265,4 +264,4 @@ def _await_end_of_parent() -> None:
         os.dup2(nobody, descriptor)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_SECONDS)
-    os._exit(TERMINATED)
+    os._exit(128 + signal.SIGTERM)
