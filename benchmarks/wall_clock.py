@@ -30,8 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from arguments import Parser, positive_float, positive_int
 from decathlon import SOURCE, TARGETS, DecathlonTask
 from errors import run_script
-from methods import build_method
-from models.resnet26 import PAPER_WIDTH
+from models.resnet26 import resnet26
 from progress import say
 from workload import Sizes, pixels_of_image
 
@@ -99,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     say(f"Rates: {args.rates_are}.\n")
     say(targets_table(targets))
     say(f"\n{where_targets_stop(targets)}\n")
-    parameters = sum(p.numel() for p in build_method("source", 1000, PAPER_WIDTH).parameters())
+    parameters = sum(p.numel() for p in resnet26(SOURCE.num_classes).parameters())
     say(source_table(rates, parameters, args.batch_size, args.source_epochs, targets))
     say(f"\n{where_source_stops(rates, parameters, args.batch_size)}")
 

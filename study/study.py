@@ -114,9 +114,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             for policy, archive in zip(row.policies, archives, strict=True):
                 submit(data, folder, policy, archive)
             say(f"{row.name}, seed {seed}: done")
-    report = ["--out", str(args.out / "page"), "--datadir", str(args.datadir), "--resize", "32"]
-    run("report.py", str(args.out / "records"), *report[:4], log=args.workdir / "report_log.txt")
-    say(f"{args.out / 'page' / 'report.html'}")
+    log = args.workdir / "report_log.txt"
+    records = args.out / "records"
+    run("report.py", records, "--out", args.out / "page", "--datadir", HERE, log=log)  # no images
+    run("figures.py", records, "--out", args.workdir / "page", *data, log=log)  # with images
+    say(f"{args.out / 'page' / 'report.html'}; with images of extremes: {args.workdir / 'page'}")
 
 
 def train_all(flags: list[str], tasks: Sequence[str], folder: Path, jobs: int) -> None:
