@@ -241,6 +241,7 @@ obtain() {
 # programs differ in what they let an archive write outside the folder it is unpacked to.
 unpack() {
   python3 -I - "$@" <<'PYTHON'
+import gzip
 import os
 import re
 import shutil
@@ -250,6 +251,10 @@ import tarfile
 import zlib
 from pathlib import Path
 
+# What an archive raises that is damaged, or made to be; ValueError: numbers and names that are none.
+DAMAGED = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError, OverflowError,
+           MemoryError)
+LONGEST_NAME = 200  # characters; the official ones have 45
 KIND, ARCHIVE, SHA256, ROOT = sys.argv[1], Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
 DATA = ROOT / "data"
 MARKER = ".unpacked_from"
@@ -265,9 +270,11 @@ def entries(tar):
         tar.members.clear()  # tarfile remembers every entry: gigabytes for imagenet12
         parts = entry.name.split("/")
         if entry.name.startswith("/") or ".." in parts:
-            refuse(f"found entry {entry.name!a}, expected only paths inside the archive's own folder")
-        if not (entry.isreg() or entry.isdir()):
-            refuse(f"entry {entry.name!a} is a link or a device, expected only files and folders")
+            refuse(f"found entry {entry.name!a:.80}, expected only paths inside the archive's own folder")
+        if len(entry.name) > LONGEST_NAME or not entry.name.isprintable():
+            refuse(f"found entry {entry.name!a:.80}, expected only names that can be printed, and short ones")
+        if entry.issparse() or not (entry.isreg() or entry.isdir()):  # sparse: of any size at will
+            refuse(f"entry {entry.name!a:.80} is a link or a device, expected only files and folders")
         yield entry, [part for part in parts if part not in ("", ".")]
 
 
@@ -377,8 +384,9 @@ except KeyboardInterrupt:
     sys.exit(130)
 except BrokenPipeError:  # nobody reads on; as for other programs, no reason for a word
     os._exit(141)
-except (tarfile.TarError, EOFError, zlib.error) as error:
-    sys.exit(f"error: {ARCHIVE} cannot be read as an archive ({error}); delete it and run this again")
+except DAMAGED as error:
+    reason = " ".join(str(error).split())[:100] or type(error).__name__
+    sys.exit(f"error: {ARCHIVE} cannot be read as an archive ({reason}); delete it and run this again")
 except OSError as error:
     sys.exit(f"error: {error.filename or ROOT}: {error.strerror or error}; "
              "mend that (free some space, or name another folder) and run this again")

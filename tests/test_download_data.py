@@ -515,42 +515,94 @@ def plain(name):
     return entry
 
 
+def claiming(entry, **claims):
+    """The entry with these words in its header of the newer format; "__" stands for "."."""
+    entry.pax_headers = {name.replace("__", "."): claim for name, claim in claims.items()}
+    return entry
+
+
+A_TERABYTE = {"GNU__sparse__size": "1099511627776", "GNU__sparse__map": "0,4"}
+OUTSIDE, LINK, NAME = "only paths inside", "is a link or a device", "names that can be printed"
+# What an archive could hold, and what is said of it.
 HOSTILE = {
-    "dots": plain("svhn/../../../../../escaped"),
-    "absolute": plain("{folder}/escaped"),
-    "symlink": link("svhn/train/out", "{folder}", tarfile.SYMTYPE),
-    "hard link": link("svhn/train/out", "{folder}/SHA256SUMS", tarfile.LNKTYPE),
-    "fifo": link("svhn/train/out", "", tarfile.FIFOTYPE),
-    "device": link("svhn/train/out", "", tarfile.CHRTYPE),
+    "dots": (plain("svhn/../../../../../escaped"), OUTSIDE),
+    "dots at the end": (plain("svhn/train/.."), OUTSIDE),
+    "absolute": (plain("{folder}/escaped"), OUTSIDE),
+    "symlink": (link("svhn/train/out", "{folder}", tarfile.SYMTYPE), LINK),
+    "symlink by dots": (link("svhn/train/out", "../../../..", tarfile.SYMTYPE), LINK),
+    "symlink in the task's place": (link("svhn", "{folder}", tarfile.SYMTYPE), LINK),
+    "hard link": (link("svhn/train/out", "{folder}/SHA256SUMS", tarfile.LNKTYPE), LINK),
+    "fifo": (link("svhn/train/out", "", tarfile.FIFOTYPE), LINK),
+    "character device": (link("svhn/train/out", "", tarfile.CHRTYPE), LINK),
+    "block device": (link("svhn/train/out", "", tarfile.BLKTYPE), LINK),
+    "a terabyte of nothing": (claiming(plain("svhn/train/out"), **A_TERABYTE), LINK),
+    "escape code": (plain("svhn/train/\x1b[2J"), NAME),
+    "line break": (plain("svhn/train/a\nb.jpg"), NAME),
+    "no end": (plain("svhn/" + "x/" * 2000), NAME),
+    "a zero": (claiming(plain("svhn/x"), path="svhn/a\0b"), NAME),
+    "a size beyond all": (claiming(plain("svhn/x"), size="9" * 22), "cannot be read"),
+    "a map that is none": (claiming(plain("svhn/x"), GNU__sparse__map="a,b"), "cannot be read"),
 }
+WORST = ("dots", "absolute", "symlink", "hard link", "block device")
+
+
+def hostile_archives(place, entry):
+    """The archives, one of them with this entry after all others."""
+    archives = Archives()
+    if place == "in a task's tar":
+        return Archives({"svhn.tar": tar_of(images_of("svhn"), extra=[entry])})
+    if place == "beside the tasks' tars":
+        tars = {f"{task}.tar": tar_of(images_of(task)) for task in TARGETS}
+        archives.files[IMAGES] = tar_of(tars, gz=True, extra=[entry])
+    elif place == "in the devkit":
+        annotations = {"decathlon-1.0/annotations/svhn_val.json": b"{}"}
+        archives.files[DEVKIT] = tar_of(annotations, gz=True, extra=[entry])
+    else:
+        archives.files[IMAGENET] = tar_of(images_of("imagenet12"), extra=[entry])
+    return archives
+
+
+def beside(data):
+    """All that stands around the data folder, with what changes where it is written or linked."""
+    stats = {path: path.lstat() for path in data.parent.rglob("*") if data not in path.parents}
+    facts = ("st_ino", "st_mode", "st_nlink", "st_size", "st_mtime_ns")
+    return {path: [getattr(s, f) for f in facts] for path, s in stats.items() if path != data}
 
 
 @pytest.mark.parametrize(
     ("kind", "place"),
     [
         *((kind, "in a task's tar") for kind in HOSTILE),
-        ("dots", "beside the tasks' tars"),
-        ("symlink", "beside the tasks' tars"),
+        *((kind, "beside the tasks' tars") for kind in WORST),
+        *((kind, "in the devkit") for kind in WORST),
+        *((kind, "in imagenet12's") for kind in WORST),
     ],
 )
 def test_an_archive_that_could_write_outside_is_refused_before_unpacking(folder, kind, place):
-    entry = HOSTILE[kind]
-    entry = entry.replace(
-        name=entry.name.format(folder=folder),
-        linkname=entry.linkname.format(folder=folder),
-        deep=True,
-    )
-    archives = Archives()
-    if place == "in a task's tar":
-        archives = Archives({"svhn.tar": tar_of(images_of("svhn"), extra=[entry])})
-    else:
-        tars = {f"{task}.tar": tar_of(images_of(task)) for task in TARGETS}
-        archives.files[IMAGES] = tar_of(tars, gz=True, extra=[entry])
+    entry, words = HOSTILE[kind]
+    name, target = (text.format(folder=folder) for text in (entry.name, entry.linkname))
+    archives = hostile_archives(place, entry.replace(name=name, linkname=target, deep=True))
     with user_with(folder, archives) as user:
-        before = set(folder.iterdir())
-        assert entry.name in user.fails()
-        assert set(folder.iterdir()) - before == {user.data}
-        assert list((user.root).glob("data/*")) == []
+        user.data.mkdir()
+        if place == "in imagenet12's":
+            (user.data / IMAGENET).write_bytes(archives.files[IMAGENET])
+        before = beside(user.data)
+        error = user.fails().rstrip("\n")
+        assert words in error
+        assert error.isprintable() and len(error) < 500
+        assert beside(user.data) == before
+        unpacked = {path.name for path in user.root.glob("data/*") if path.is_dir()}
+        assert unpacked == (set(TARGETS) if place == "in imagenet12's" else set())
+
+
+def test_rights_that_an_archive_asks_for_are_not_given(folder):
+    """No file may be run, least of all as its owner."""
+    entry = plain("svhn/train/0001/000009.jpg").replace(mode=0o6777, uid=0, deep=True)
+    with user_with(folder, hostile_archives("in a task's tar", entry)) as user:
+        user.succeeds()
+        unpacked = user.root / "data/svhn/train/0001/000009.jpg"
+        assert unpacked.read_bytes() == bytes(4)
+        assert unpacked.stat().st_mode & 0o6111 == 0
 
 
 def test_an_archive_of_another_structure_is_refused(folder):
