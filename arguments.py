@@ -42,9 +42,17 @@ def positive_float(text: str) -> float:
     return number
 
 
+def whole_number(text: str) -> int:
+    """An argparse type: a whole number that a checkpoint can keep, of 64 bits."""
+    number = int(text)
+    if not -(2**63) <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} given; expected a whole number of 64 bits")
+    return number
+
+
 def positive_int(text: str) -> int:
     """An argparse type: a whole number from 1 on."""
-    number = int(text)
+    number = whole_number(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} given; expected a whole number from 1 on")
     return number
@@ -130,7 +138,7 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed",
-        type=int,
+        type=whole_number,
         default=0,
         help="fixes initial weights, batch order, crops and sampled decisions",
     )

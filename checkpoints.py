@@ -1,14 +1,15 @@
 """Checkpoints: tensors, numbers and strings in a file that is written whole.
 
-Never whole modules, so that renaming a class does not lose a model; read with weights_only=True,
-which runs nothing that the file says. A SHA-256 over all that a checkpoint holds tells a damaged
-one; the one before is kept beside it as checkpoint.previous.pt.
+Never whole modules, so that renaming a class does not lose a model; read with `saved_values`, which
+runs nothing that the file says, and takes no more time and memory than the file is long. A SHA-256
+over all that a checkpoint holds tells a damaged one; the one before is kept beside it as
+checkpoint.previous.pt.
 """
 
 import errno
 import hashlib
 import io
-import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +17,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from errors import SpotTuneError
+from errors import SpotTuneError, brief
 from files import keep_copy, write_whole
 from progress import say
+from safe_pickle import MISFITS, RefusedError
+from saved_values import read_saved
 from settings import Settings
 
-# What torch.load raises for files that it cannot read, depending on where they are broken.
-UNREADABLE = (
-    RuntimeError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    pickle.UnpicklingError,
-)
+# What files raise that cannot be read: the last two where a zip is cut short, or of a newer kind.
+UNREADABLE = (*MISFITS, zipfile.BadZipFile, EOFError, NotImplementedError)
 FORMAT = "spottune-decathlon-2"
 # Of each record, what tables and curves are made from.
 RECORDED = {
@@ -41,6 +35,8 @@ RECORDED = {
     "val_fine_tuned_share": (list, type(None)),
     "val_seen_in_training": (bool,),
 }
+LISTS = ("_share", "_per_image")  # ends of the names under which a record keeps lists
+LONGEST_NAME = 100  # of a task or a kind of method
 REMOVE = "Remove it to train the task again"
 
 
@@ -121,8 +117,9 @@ class Checkpoint:
                 raise TypeError("its content is not what was written")
             checkpoint = cls(**{**content, "settings": Settings.from_plain(content["settings"])})
             _check_types(checkpoint)
-        except (TypeError, KeyError, AttributeError, RuntimeError) as error:
-            raise SpotTuneError(f"{path}: a damaged checkpoint ({error}). {advice}") from error
+        except (TypeError, KeyError, AttributeError) as error:
+            found = brief(error)
+            raise SpotTuneError(f"{path}: a damaged checkpoint ({found}). {advice}") from error
         return checkpoint
 
     def load_into(self, method: nn.Module, path: Path) -> None:
@@ -130,7 +127,7 @@ class Checkpoint:
         try:
             method.load_state_dict(dict(self.weights))
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = brief(" ".join(str(error).split()), 160)
             raise SpotTuneError(
                 f"{path}: its weights do not fit the {self.kind} network that it describes "
                 f"({reason}). {REMOVE}"
@@ -138,13 +135,15 @@ class Checkpoint:
 
 
 def _read(path: Path, advice: str) -> object:
+    if not path.is_file():
+        raise SpotTuneError(f"{path}: no such checkpoint. Train the task with main.py")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise SpotTuneError(f"{path}: no such checkpoint. Train the task with main.py") from error
+        return read_saved(path)
     except UNREADABLE as error:
+        found = f" ({error})" if isinstance(error, RefusedError) else ""
         raise SpotTuneError(
-            f"{path}: not a readable checkpoint; it may be cut short, or not one of ours. {advice}"
+            f"{path}: not a readable checkpoint{found}; it may be cut short, or not one of ours. "
+            f"{advice}"
         ) from error
     except OSError as error:
         if error.errno != errno.EINVAL:  # a damaged length leads outside the file
@@ -161,18 +160,18 @@ def _check_types(checkpoint: Checkpoint) -> None:
         raise TypeError("its unfinished epoch is no dictionary")
     if not checkpoint.categories:
         raise TypeError("it has no categories")
+    for name in ("task", "kind"):
+        value = getattr(checkpoint, name)
+        if type(value) is not str or len(value) > LONGEST_NAME:
+            raise TypeError(f"{name} is no name")
     for name, tensor in checkpoint.weights.items():
         if type(name) is not str or not isinstance(tensor, Tensor):
             raise TypeError("weights are not all tensors with names")
-        if tensor.layout != torch.strided or tensor.dtype not in (torch.float32, torch.int64):
-            raise TypeError(f"{name} is not a dense tensor of float32 or int64")
     shapes = {name: list(tensor.shape) for name, tensor in checkpoint.weights.items()}
     if shapes.get("net.stem.conv.weight", [0])[0] != checkpoint.settings.width:
         raise TypeError("its weights are not of the width that it names")
     if shapes.get("net.head.linear.bias") != [len(checkpoint.categories)]:
         raise TypeError("its classifier does not have as many classes as it names")
-    if not all(tensor.isfinite().all() for tensor in checkpoint.weights.values()):
-        raise TypeError("it has weights that are not finite")
     _check_history(checkpoint)
 
 
@@ -186,6 +185,19 @@ def _check_history(checkpoint: Checkpoint) -> None:
         for name, types in RECORDED.items():
             if type(record[name]) not in types:
                 raise TypeError(f"{name} in its record of epoch {number} is no number")
+        _check_figures(record, number)
+
+
+def _check_figures(record: Mapping[str, object], number: int) -> None:
+    """All of a record is numbers, or lists of them; "val_policies" holds a record for each."""
+    for name, value in record.items():
+        if name == "val_policies" and type(value) is dict:
+            for fields in value.values():
+                _check_figures(fields, number)
+            continue
+        values = value if type(value) is list and name.endswith(LISTS) else [value]
+        if not all(type(each) in (int, float, bool, type(None)) for each in values):
+            raise TypeError(f"{brief(name)} in its record of epoch {number} is no number")
 
 
 def content_sha256(content: object) -> str:

@@ -76,6 +76,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def brief(value: object, length: int = 80) -> str:
+    """`value` as a message may quote it: printable, and cut where it is longer than `length`."""
+    text = printable(str(value))
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
 def drop_what_cannot_be_printed() -> None:
     """Python tries to print what is left once more at exit, and would complain of it then."""
     try:

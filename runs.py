@@ -15,7 +15,7 @@ from torch import nn
 from checkpoints import Checkpoint, checkpoint_file, compact_file
 from devices import Compute
 from distributed import Group
-from errors import SpotTuneError, Stopped
+from errors import SpotTuneError, Stopped, brief
 from evaluation import Tested, predict, summarise
 from imdbfolder_coco import View
 from methods import COMPACT_KIND, Rates
@@ -71,9 +71,9 @@ class Run:
                     f"{self.task} list now. Put those back, or give another --ckpdir to train anew"
                 )
             raise SpotTuneError(
-                f"{self.path}: was trained with {name} {_brief(found)}, but this run asks for "
-                f"{_brief(asked)}. Give the same settings to go on, or another --ckpdir to train "
-                f"anew"
+                f"{self.path}: was trained with {name} {brief(found, 40)}, but this run "
+                f"asks for {brief(asked, 40)}. Give the same settings to go on, or another "
+                f"--ckpdir to train anew"
             )
         return checkpoint
 
@@ -136,11 +136,6 @@ class Run:
         )
 
 
-def _brief(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
 @dataclass(frozen=True)
 class Pace:
     """How often a run is evaluated and saved; touches no result."""
@@ -166,7 +161,7 @@ def fit(
     trainer = Trainer(method, rates, compute, settings.batch_size)
     sums = EpochSums.zero(method.num_blocks, compute.device)
     steps = num_steps(len(train_data.images), settings.batch_size)
-    history = _restore(run, method, trainer.optimizers, sums, steps)
+    history = restore(run, method, trainer.optimizers, sums, steps)
     compute.group.agree(0)  # before the first process writes, all have read
     if history and compute.group.is_first:
         write_records(run.folder, history)
@@ -264,7 +259,7 @@ class Keeper:
         say(f"{label}: saved after step {sums.steps}")
 
 
-def _restore(
+def restore(
     run: Run, method: nn.Module, optimizers: Sequence, sums: EpochSums, steps: int
 ) -> list[dict]:
     """Load the checkpoint, if there is one, into method, optimisers and sums; its history."""
@@ -273,15 +268,17 @@ def _restore(
         return []
     checkpoint.load_into(method, run.path)
     try:
-        for optimizer, state in zip(optimizers, checkpoint.optimizers, strict=True):
-            optimizer.load_state_dict(state)
+        for optimizer, saved in zip(optimizers, checkpoint.optimizers, strict=True):
+            # Of the file only the momenta: rates and decays are those of this run's settings.
+            own = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
             _check_momenta(optimizer)
         if checkpoint.unfinished is not None:
             sums.load_state_dict(checkpoint.unfinished, steps)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpotTuneError(
-            f"{run.path}: its optimisers' state does not fit ({error}). Remove it to train the "
-            f"task again"
+            f"{run.path}: its optimisers' state does not fit ({brief(error)}). Remove it to "
+            f"train the task again"
         ) from error
     done, asked = len(checkpoint.history), run.settings.epochs
     inside = f", and {sums.steps} of {steps} steps of the next" if sums.steps else ""
@@ -293,6 +290,8 @@ def _restore(
 
 def _check_momenta(optimizer: torch.optim.Optimizer) -> None:
     """Raise ValueError unless every parameter has the momentum that a finished epoch left."""
+    if len(optimizer.state) > sum(len(group["params"]) for group in optimizer.param_groups):
+        raise ValueError("there are more momenta than parameters")
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             momentum = optimizer.state[parameter].get("momentum_buffer")

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from errors import SpotTuneError
+from errors import SpotTuneError, brief
 
 MAX_OPCODES = 500_000  # the pretrained network takes 14,000
 LONGEST_INTEGER = 8  # bytes: larger ones could be made to share a hash, which slows a dict down
@@ -82,11 +82,13 @@ class PickleReader:
         is_known: Callable[[Name], bool],
         persistent: Callable[[object], object] = refuse_persistent,
         position: int = 0,
+        max_opcodes: int = MAX_OPCODES,
     ) -> None:
         self.data = data
         self.is_known = is_known
         self.persistent = persistent
         self.position = position
+        self.max_opcodes = max_opcodes
         self.stack: list = []
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
@@ -94,14 +96,14 @@ class PickleReader:
     def read(self) -> object:
         """The value of the pickle at `position`, which moves to the byte after it."""
         self.stack, self.marks, self.memo = [], [], {}
-        for _ in range(MAX_OPCODES):
+        for _ in range(self.max_opcodes):
             opcode = self.take(1)
             if opcode == pickle.STOP:
                 return self.result()
             if opcode not in STEPS:
                 raise RefusedError(f"the pickle opcode {opcode!r}, unknown to files of this kind")
             STEPS[opcode](self)
-        raise RefusedError(f"a pickle of more than {MAX_OPCODES:,} opcodes")
+        raise RefusedError(f"a pickle of more than {self.max_opcodes:,} opcodes")
 
     def result(self) -> object:
         """The one value that is left at the end of a pickle."""
@@ -152,7 +154,7 @@ class PickleReader:
         """A class or function, from the closed list only."""
         name = Name(self.line(), self.line())
         if not (name.name.isidentifier() and self.is_known(name)):
-            raise RefusedError(f"the name {str(name)!r}, unknown to files of this kind")
+            raise RefusedError(f"the name {brief(repr(str(name)))}, unknown to files of this kind")
         return name
 
     # What they do with the stack of values.

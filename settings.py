@@ -65,6 +65,8 @@ class Settings:
             raise TypeError(f"width, crop and resize are not between 1 and {LARGEST}, in order")
         if self.policy not in POLICIES or self.train_split not in TRAIN_SPLITS:
             raise TypeError("policy or train_split is none of the known ones")
+        if not all(type(epoch) is int for epoch in self.milestones):
+            raise TypeError("milestones are not whole numbers")
         colours = self.mean + self.std
         if len(self.mean) != 3 or len(self.std) != 3:
             raise TypeError("mean and std are not three numbers each")

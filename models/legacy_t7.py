@@ -11,15 +11,13 @@ Layout, in this order:
     the storages     each: number of elements (8 bytes), then the elements, little-endian
 """
 
-import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from errors import brief
 from safe_pickle import (
     Name,
     PickleReader,
@@ -29,12 +27,22 @@ from safe_pickle import (
     read_whole,
     refusing,
 )
+from tensor_notes import (
+    ORDERED_DICT,
+    TENSOR_NAMES,
+    Storage,
+    Storages,
+    as_elements,
+    build_tensor,
+    mapping,
+    num_bytes,
+    tensor_note,
+)
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of 0x1950a86a20f9469cfc6c
 PROTOCOL_VERSION = 1001
 MAX_BYTES = 2**28  # the file takes 23.5 million
 MAX_ENTRIES = 10_000  # modules, parameters and buffers; a ResNet-26 has about 500
-MAX_DIMENSIONS = 8
 NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
 LONGEST_NAME = 200
 DATA_PARALLEL_PREFIX = "module."
@@ -42,23 +50,6 @@ DATA_PARALLEL_PREFIX = "module."
 EXPECTED = "the pretrained network in PyTorch 0.4's format (resnet26_pretrained.t7)"
 ADVICE = "download it again, or name another file"
 
-DTYPES = {
-    Name("torch", f"{kind}Storage"): dtype
-    for kind, dtype in {
-        "Float": torch.float32,
-        "Double": torch.float64,
-        "Half": torch.float16,
-        "Long": torch.int64,
-        "Int": torch.int32,
-        "Short": torch.int16,
-        "Char": torch.int8,
-        "Byte": torch.uint8,
-    }.items()
-}
-ORDERED_DICT = Name("collections", "OrderedDict")
-# What makes a parameter out of a tensor, and a tensor out of a storage.
-PARAMETERS = {Name("torch.nn.parameter", "Parameter"), Name("torch._utils", "_rebuild_parameter")}
-TENSORS = {Name("torch._utils", "_rebuild_tensor"), Name("torch._utils", "_rebuild_tensor_v2")}
 # Beside the network the file keeps an accuracy, perhaps as a numpy value, which is not used.
 OTHERS = {
     Name("torch", "Size"),
@@ -68,68 +59,7 @@ OTHERS = {
     Name("numpy.core.multiarray", "_reconstruct"),
     Name("numpy.core.multiarray", "scalar"),
 }
-KNOWN_NAMES = {ORDERED_DICT, *DTYPES, *PARAMETERS, *TENSORS, *OTHERS}
-
-
-@dataclass(frozen=True)
-class Storage:
-    """A run of elements that stands at the end of the file."""
-
-    key: str
-    dtype: torch.dtype
-    num_elements: int
-
-
-@dataclass
-class Storages:
-    """The storages that the saved dict refers to, by key."""
-
-    max_bytes: int
-    declared: dict[str, Storage] = field(default_factory=dict)
-
-    def resolve(self, identity: object) -> object:
-        """What a persistent id stands for: a class, or a storage, which is noted as declared.
-
-        ("module", class, source file, source text)
-        ("storage", type, key, device, number of elements, None)
-        """
-        if type(identity) is not tuple or not identity:
-            raise RefusedError("a persistent id of an unknown form")
-        kind, *facts = identity
-        if kind == "module" and len(facts) == 3 and type(facts[0]) is Name:
-            return facts[0]
-        if kind == "storage" and len(facts) == 5:
-            return self.declare(*facts)
-        raise RefusedError("a persistent id that is neither a module nor a storage")
-
-    def declare(
-        self, kind: object, key: object, device: object, num_elements: object, view: object
-    ) -> Storage:
-        """Note a storage, whatever device it was on; the same key must always mean the same."""
-        if type(kind) is not Name or kind not in DTYPES or type(key) is not str:
-            raise RefusedError("a storage of an unknown type")
-        if view is not None:
-            raise RefusedError("a storage that is part of another")
-        storage = Storage(key, DTYPES[kind], counted(num_elements, "storage's size"))
-        if storage.num_elements * storage.dtype.itemsize > self.max_bytes:
-            raise RefusedError(f"a storage of {storage.num_elements:,} elements, beyond the file")
-        if self.declared.setdefault(key, storage) != storage:
-            raise RefusedError("two different storages under one key")
-        return storage
-
-    def read(self, data: bytes, position: int, keys: object) -> dict[str, Tensor]:
-        """Each storage as a 1-D tensor; `keys` gives their order in `data` from `position` on."""
-        if type(keys) is not list or any(type(key) is not str for key in keys):
-            raise RefusedError("a list of storages that is no list of keys")
-        if len(keys) != len(self.declared) or set(keys) != set(self.declared):
-            raise RefusedError("a list of storages that differs from those the network refers to")
-        tensors = {}
-        for key in keys:
-            tensors[key] = elements(self.declared[key], data, position)
-            position += 8 + tensors[key].nbytes
-        if position != len(data):
-            raise RefusedError(f"{len(data) - position:,} bytes after the last storage")
-        return tensors
+KNOWN_NAMES = TENSOR_NAMES | OTHERS
 
 
 def is_legacy(path: Path) -> bool:
@@ -154,13 +84,13 @@ def read_legacy_weights(path: Path) -> dict[str, Tensor]:
         if not data.startswith(MAGIC):
             raise RefusedError(describe(data))
         storages = Storages(max_bytes=len(data))
-        reader = PickleReader(data, is_known, storages.resolve, position=len(MAGIC))
+        reader = PickleReader(data, is_known, class_or_storage(storages), position=len(MAGIC))
         check_header(version=reader.read(), machine=reader.read())
-        notes = tensor_notes(saved_network(reader.read()))
+        notes = weight_notes(saved_network(reader.read()))
         keys = reader.read()
-        memory = storages.read(data, reader.position, keys)
+        memory = read_storages(storages.declared, data, reader.position, keys)
         check_total_size(notes, len(data))
-        return {name: build_tensor(name, note, memory) for name, note in notes.items()}
+        return {name: build_tensor(name, note, memory).contiguous() for name, note in notes.items()}
 
 
 def describe(data: bytes) -> str:
@@ -179,6 +109,21 @@ def is_known(name: Name) -> bool:
     return name in KNOWN_NAMES or name.module == "models" or name.module.startswith("torch.nn.")
 
 
+def class_or_storage(storages: Storages) -> Callable[[object], object]:
+    """What a persistent id stands for: a storage, or the class of a module, which stays a name.
+
+    ("module", class, source file, source text)
+    """
+
+    def resolve(identity: object) -> object:
+        is_class = type(identity) is tuple and len(identity) == 4 and identity[0] == "module"
+        if is_class and type(identity[1]) is Name:
+            return identity[1]
+        return storages.resolve(identity)
+
+    return resolve
+
+
 def check_header(version: object, machine: object) -> None:
     """The second and third pickle: the version of the format, and the order of bytes."""
     if version != PROTOCOL_VERSION:
@@ -194,29 +139,7 @@ def saved_network(saved: object) -> object:
     return saved["net"]
 
 
-def mapping(value: object) -> dict[str, object]:
-    """A dict, or what was noted of an OrderedDict."""
-    if type(value) is Record and value.made_by == ORDERED_DICT:
-        (pairs,) = value.arguments or ([],)
-        value = from_pairs(pairs) | value.items
-    if type(value) is not dict:
-        raise RefusedError(f"a {type(value).__name__} in the place of a dict")
-    return value
-
-
-def from_pairs(pairs: object) -> dict[str, object]:
-    """The dict that Python 2 wrote as an OrderedDict's argument, [[key, value], ...]."""
-    if type(pairs) is not list:
-        raise RefusedError("an OrderedDict of an unknown form")
-    if any(type(pair) not in (list, tuple) or type(pair[0]) is not str for pair in pairs):
-        raise RefusedError("an OrderedDict whose keys are not text")
-    items = dict(pairs)
-    if len(items) < len(pairs):
-        raise RefusedError("an OrderedDict that holds a key twice")
-    return items
-
-
-def tensor_notes(net: object) -> dict[str, Record]:
+def weight_notes(net: object) -> dict[str, Record]:
     """The notes on a network's parameters and buffers, by full name, modules in their order."""
     is_state_dict = type(net) is dict or (type(net) is Record and net.made_by == ORDERED_DICT)
     found = under_prefix("", mapping(net)) if is_state_dict else parts_by_name(net)
@@ -264,72 +187,42 @@ def under_prefix(prefix: str, parts: Mapping[str, object]) -> dict[str, object]:
     found = {prefix + str(name): part for name, part in parts.items() if part is not None}
     for name in found:
         if len(name) > LONGEST_NAME or not NAME.fullmatch(name):
-            raise RefusedError(f"the name {name[:LONGEST_NAME]!r} in the network")
+            raise RefusedError(f"the name {brief(repr(name))} in the network")
     return found
 
 
-def tensor_note(value: object) -> Record:
-    """The note on a tensor, out of the one on the parameter around it if there is one."""
-    if type(value) is Record and value.made_by in PARAMETERS and value.arguments:
-        value = value.arguments[0]
-    if type(value) is not Record or value.made_by not in TENSORS or len(value.arguments) < 4:
-        raise RefusedError(f"a {type(value).__name__} in the place of a tensor")
-    return value
-
-
-def counted(value: object, what: str) -> int:
-    """A size, offset or stride: an integer from 0."""
-    if type(value) is not int or value < 0:
-        raise RefusedError(f"a {what} that is negative or no integer")
-    return value
-
-
-def layout(note: Record) -> tuple[Storage, int, tuple[int, ...], tuple[int, ...]]:
-    """A tensor's storage, offset, shape and strides, in elements, checked to lie inside it."""
-    storage, offset, shape, strides = note.arguments[:4]
-    if type(storage) is not Storage or type(shape) is not tuple or type(strides) is not tuple:
-        raise RefusedError("a tensor of an unknown form")
-    if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS or 0 in shape:
-        raise RefusedError("a tensor whose shape and strides do not fit")
-    last = counted(offset, "tensor's offset") + sum(
-        (counted(size, "tensor's size") - 1) * counted(stride, "tensor's stride")
-        for size, stride in zip(shape, strides, strict=True)
-    )
-    if last >= storage.num_elements:
-        raise RefusedError(f"a tensor that needs {last + 1:,} of {storage.num_elements:,} elements")
-    return storage, offset, shape, strides
-
-
 def check_total_size(notes: Mapping[str, Record], max_bytes: int) -> None:
-    """The tensors may not take more memory than the file they come from."""
-    total = 0
-    for note in notes.values():
-        storage, _, shape, _ = layout(note)
-        total += math.prod(shape) * storage.dtype.itemsize
-    if total > max_bytes:
-        raise RefusedError(f"tensors of {total:,} bytes in a file of {max_bytes:,}")
+    """No tensor is empty, and all together take no more memory than the file they come from."""
+    sizes = [num_bytes(note) for note in notes.values()]
+    if 0 in sizes:
+        raise RefusedError("a tensor without elements")
+    if sum(sizes) > max_bytes:
+        raise RefusedError(f"tensors of {sum(sizes):,} bytes in a file of {max_bytes:,}")
+
+
+def read_storages(
+    declared: Mapping[str, Storage], data: bytes, position: int, keys: object
+) -> dict[str, Tensor]:
+    """Each storage as a 1-D tensor; `keys` gives their order in `data` from `position` on."""
+    if type(keys) is not list or any(type(key) is not str for key in keys):
+        raise RefusedError("a list of storages that is no list of keys")
+    if len(keys) != len(declared) or set(keys) != set(declared):
+        raise RefusedError("a list of storages that differs from those the network refers to")
+    tensors = {}
+    for key in keys:
+        tensors[key] = elements(declared[key], data, position)
+        position += 8 + tensors[key].nbytes
+    if position != len(data):
+        raise RefusedError(f"{len(data) - position:,} bytes after the last storage")
+    return tensors
 
 
 def elements(storage: Storage, data: bytes, position: int) -> Tensor:
-    """The elements of the storage at `position` as a 1-D tensor with its own memory."""
+    """The elements of the storage at `position`, after their number."""
     start = position + 8
-    end = start + storage.num_elements * storage.dtype.itemsize
+    end = start + storage.num_bytes
     if end > len(data):
         raise RefusedError(f"a file that ends {end - len(data):,} bytes too early")
     if int.from_bytes(data[position:start], "little") != storage.num_elements:
         raise RefusedError("a storage whose size differs from the one declared")
-    if storage.num_elements == 0:
-        return torch.empty(0, dtype=storage.dtype)
-    return torch.frombuffer(bytearray(data[start:end]), dtype=storage.dtype)
-
-
-def build_tensor(name: str, note: Record, memory: Mapping[str, Tensor]) -> Tensor:
-    """The tensor that a note describes, contiguous, with memory of its own."""
-    storage, offset, shape, strides = layout(note)
-    if storage.dtype not in (torch.float32, torch.int64):
-        raise RefusedError(f"{name} as {storage.dtype}")
-    view = memory[storage.key].as_strided(shape, strides, offset)
-    tensor = view.clone(memory_format=torch.contiguous_format)
-    if not tensor.isfinite().all():
-        raise RefusedError(f"values in {name} that are not finite")
-    return tensor
+    return as_elements(storage, data[start:end])

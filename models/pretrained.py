@@ -18,7 +18,7 @@ from pathlib import Path
 from torch import Tensor
 
 from checkpoints import Checkpoint, weights_sha256
-from errors import SpotTuneError
+from errors import SpotTuneError, brief
 from models.legacy_t7 import is_legacy, read_legacy_weights
 from models.resnet26 import BLOCKS_PER_STAGE, ResNet, resnet26
 
@@ -145,7 +145,7 @@ def _load_all(net: ResNet, weights: Mapping[str, Tensor], where: Path) -> None:
     if missing or unexpected or reshaped:
         raise SpotTuneError(
             f"{where}: not the weights of this ResNet-26: {len(missing)} tensors missing "
-            f"{missing[:3]}, {len(unexpected)} without a place {unexpected[:3]}, {len(reshaped)} "
-            f"of another shape {reshaped[:3]}"
+            f"{brief(missing[:3])}, {len(unexpected)} without a place {brief(unexpected[:3])}, "
+            f"{len(reshaped)} of another shape {brief(reshaped[:3])}"
         )
     net.load_state_dict(dict(weights), strict=False)

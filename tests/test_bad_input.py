@@ -78,7 +78,16 @@ def test_a_wrong_setting_is_named(flags, words, decathlon_root, tmp_path):
     assert words in refusal("--datadir", decathlon_root, "--ckpdir", tmp_path, *flags)
 
 
-@pytest.mark.parametrize("flags", [["--lr", "nan"], ["--nb_epochs", "0"], ["--batch_size", "-1"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--lr", "nan"],
+        ["--nb_epochs", "0"],
+        ["--batch_size", "-1"],
+        ["--seed", "9" * 20],
+        ["--step1", "9" * 20],
+    ],
+)
 def test_numbers_that_make_no_sense_are_refused(flags, capsys):
     with pytest.raises(SystemExit):
         main.main(flags)
@@ -220,21 +229,29 @@ def momenta(content):
         (lambda c: c["categories"].pop(), "classes"),
         (lambda c: c["categories"].clear(), "no categories"),
         (lambda c: c["history"].append({}), "record of epoch 3 lacks"),
-        (lambda c: c["weights"].update({"net.stem.bn.bias": torch.ones(4).bfloat16()}), "dense"),
+        (lambda c: c["weights"].update({"net.stem.bn.bias": torch.ones(4).bfloat16()}), "BFloat16"),
         (lambda c: momenta(c).clear(), "momentum"),
         (lambda c: momenta(c)[0].update(momentum_buffer=torch.ones(7)), "momentum"),
+        (lambda c: momenta(c).update({999: momenta(c)[0]}), "more momenta"),
         (lambda c: c["optimizers"].pop(), "optimisers"),
         (lambda c: settings_with(c, lr="much"), "lr is not of type float"),
         (lambda c: settings_with(c, resize=800_000), "width, crop and resize"),
         (lambda c: settings_with(c, crop=-8), "width, crop and resize"),
+        (lambda c: settings_with(c, milestones=("40\n",)), "milestones"),
         (lambda c: settings_with(c, mean=(0.5, 0.5)), "three numbers"),
         (lambda c: settings_with(c, std=(0.5, 0.0, 0.5)), "std above 0"),
         (lambda c: settings_with(c, policy="guess"), "policy"),
         (lambda c: c["history"][0].update(epoch="x"), "record of epoch 1"),
         (lambda c: c["history"].pop(0), "record of epoch 1"),
         (lambda c: c["history"][1].update(val_accuracy="abc"), "val_accuracy"),
+        (lambda c: c["history"][1].update(train_loss=torch.ones(2)), "train_loss"),
+        (lambda c: c["history"][1].update(train_accuracy=[50.0]), "train_accuracy"),
+        (lambda c: c["history"][1].update(val_fine_tuned_share=["abc"]), "val_fine_tuned_share"),
         (lambda c: c["weights"]["net.stem.bn.bias"].fill_(torch.nan), "not finite"),
         (lambda c: c.update(task="\x1b[31msvhn"), "task"),
+        (lambda c: c.update(task="x" * 1000), "task is no name"),
+        (lambda c: c.update(kind=None), "kind is no name"),
+        (lambda c: c["weights"].update({"\x1b[2J" * 20: torch.ones(1)}), "do not fit"),
     ],
 )
 def test_a_checkpoint_whose_content_does_not_fit_is_refused(
@@ -250,6 +267,7 @@ def test_a_checkpoint_whose_content_does_not_fit_is_refused(
     line = refusal(*more, "--tasks", "svhn", "--nb_epochs", "3")
     assert words in line
     assert str(path) in line
+    assert len(line) < len(str(path)) + 400
 
 
 def test_a_folder_that_is_a_file_is_named_before_any_work(own_data, tmp_path):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from errors import brief
+
 REPOSITORY = Path(__file__).parents[1]
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 PRINT_ONE_LINE = "print('a line')"  # waits in Python's buffer until the end
@@ -134,3 +136,11 @@ def test_a_stopped_script_leaves_nothing_half_written(signal_name, status, tmp_p
 def test_what_a_file_holds_cannot_steer_the_terminal():
     done = ended("raise SpotTuneError('found \\x1b[31mred\\nline')")
     assert done.stderr == "error: found \\x1b[31mred\\nline\n"
+
+
+def test_what_a_message_quotes_is_printable_and_short():
+    assert brief("svhn") == "svhn"
+    assert brief("\x1b[2J\n") == r"\x1b[2J\n"
+    assert brief("x" * 90, length=10) == "xxxxxxx..."
+    assert brief("\0" * 90, length=10) == r"\x00\x0..."
+    assert brief((1, 2)) == "(1, 2)"

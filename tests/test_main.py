@@ -209,6 +209,18 @@ def test_each_task_trains_with_its_own_weight_decay_and_normalisation(task, deca
     assert (checkpoint.settings.mean, checkpoint.settings.std) == read_mean_std(OWN)[task]
 
 
+def test_a_checkpoint_s_own_word_on_rates_and_decays_is_not_believed(trained, tmp_path):
+    """They are settings of the run, so going on from a forged file gives the same weights."""
+    again(trained, tmp_path, "svhn", "--nb_epochs", "1")
+    path = tmp_path / "svhn/checkpoint.pt"
+    checkpoint = Checkpoint.load(path)
+    for optimizer in checkpoint.optimizers:
+        optimizer["param_groups"][0].update(momentum=0.0, weight_decay=9.0, nesterov="much")
+    checkpoint.save(path)
+    again(trained, tmp_path, "svhn")
+    assert_same_weights(weights(tmp_path, "svhn"), weights(trained.ckpdir, "svhn"))
+
+
 def test_the_defaults_are_the_released_ones():
     args = main.parse_args([])
     assert (args.nb_epochs, args.batch_size, args.lr, args.lr_agent) == (110, 128, 0.1, 0.01)

@@ -1,0 +1,119 @@
+"""What `torch.save` wrote, read back as plain values and tensors without running anything in it.
+
+`torch.load(weights_only=True)` runs nothing foreign either, but it believes a file's sizes: a few
+bytes can make it take all memory (a bytearray of 2^40, a tensor that repeats one element, a
+deflated storage) or keep it busy for ever (a nested tuple as a key). This reader's work and memory
+are bounded by the size of the file.
+
+Layout, a zip without compression:
+    FOLDER/data.pkl     a protocol 2 pickle
+    FOLDER/byteorder    "little"
+    FOLDER/data/KEY     the storages that the pickle refers to
+"""
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from safe_pickle import PickleReader, Record, RefusedError
+from tensor_notes import (
+    TENSOR_NAMES,
+    Storages,
+    as_elements,
+    build_tensor,
+    is_tensor,
+    mapping,
+    num_bytes,
+    tensor_note,
+)
+
+MAX_OPCODES = 2_000_000  # an epoch's record takes about 100, a tensor 40
+MAX_VALUES = MAX_OPCODES  # those that stand in several places count in each
+MAX_DEPTH = 20
+LONGEST_KEY = 200
+ENCRYPTED = 1  # a bit of a zip member's flags
+PLAIN = (type(None), bool, int, float, str)
+
+
+def read_saved(path: Path) -> object:
+    """The saved value: dicts, lists, tuples, numbers, text, and tensors on the CPU.
+
+    An OrderedDict comes back as a dict, a parameter as a tensor; tensors are float32 or int64, with
+    memory of their own, and finite. Raises for any other file `RefusedError`, one of `MISFITS`, or
+    what `zipfile` raises.
+    """
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        members = stored_members(archive, size)
+        if "data.pkl" not in members:
+            raise RefusedError("a zip file without data.pkl")
+        if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+            raise RefusedError("numbers that are not little-endian")
+        storages = Storages(max_bytes=size)
+        pickled = archive.read(members["data.pkl"])
+        reader = PickleReader(
+            pickled, TENSOR_NAMES.__contains__, storages.resolve, max_opcodes=MAX_OPCODES
+        )
+        note = reader.read()
+        if reader.position != len(pickled):
+            raise RefusedError("bytes after the end of the pickle")
+        memory = {
+            key: as_elements(storage, archive.read(members[f"data/{key}"]))
+            for key, storage in storages.declared.items()
+        }
+    return Unfolding(memory, bytes_left=size).value(note)
+
+
+def stored_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """The files in a zip by their name in its folder; none is compressed or overlaps another."""
+    infos = archive.infolist()
+    if any(info.flag_bits & ENCRYPTED for info in infos):
+        raise RefusedError("an encrypted zip file")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+        raise RefusedError("a compressed zip file")
+    if any(info.compress_size != info.file_size for info in infos):
+        raise RefusedError("a zip file that gives two sizes for one member")
+    if sum(info.file_size for info in infos) > size:
+        raise RefusedError("a zip file smaller than what it holds")
+    members = {info.filename.partition("/")[2]: info for info in infos}
+    if len(members) < len(infos):
+        raise RefusedError("a zip file that holds a name twice")
+    return members
+
+
+@dataclass
+class Unfolding:
+    """Puts values in the place of notes, as many as the limits allow."""
+
+    memory: Mapping[str, Tensor]  # the storages, by key
+    bytes_left: int  # for tensors, which may not take more memory than the file
+    values_left: int = MAX_VALUES
+
+    def value(self, note: object, name: str = "", depth: int = 0) -> object:
+        """What a note stands for; `name` leads there through the dicts around it."""
+        self.values_left -= 1
+        if self.values_left < 0 or depth > MAX_DEPTH:
+            raise RefusedError("values that are nested too deeply, or too many")
+        if type(note) in PLAIN:
+            return note
+        if is_tensor(note):
+            return self.tensor(tensor_note(note), name)
+        if type(note) in (list, tuple):
+            return type(note)([self.value(each, name, depth + 1) for each in note])
+        items = mapping(note)
+        if any(len(str(key)) > LONGEST_KEY for key in items):
+            raise RefusedError(f"a key of more than {LONGEST_KEY} characters")
+        return {
+            key: self.value(each, f"{name}.{key}".lstrip("."), depth + 1)
+            for key, each in items.items()
+        }
+
+    def tensor(self, note: Record, name: str) -> Tensor:
+        """The tensor that a note describes."""
+        self.bytes_left -= num_bytes(note)
+        if self.bytes_left < 0:
+            raise RefusedError("tensors that take more memory than the file")
+        return build_tensor(name, note, self.memory)

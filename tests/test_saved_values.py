@@ -1,0 +1,191 @@
+"""What `torch.save` wrote comes back as PyTorch's own reader gives it; no file does any harm."""
+
+import io
+import time
+import tracemalloc
+import zipfile
+
+import pytest
+import torch
+from test_legacy_t7 import (
+    NESTED_TUPLE,
+    NONE,
+    PYTHON_ATTACKS,
+    call,
+    dict_of,
+    integer,
+    pickled,
+    storage,
+    tensor,
+)
+
+from checkpoints import UNREADABLE
+from methods import build_method
+from saved_values import read_saved
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes bytes, or a value as `torch.save` does, to an empty folder, where it also works."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(content):
+        path = tmp_path / "saved.pt"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path)
+        return path
+
+    return write
+
+
+def assert_same(ours, theirs):
+    """Equal in value and type, but for an OrderedDict; tensors in layout, without its gaps."""
+    if isinstance(theirs, torch.Tensor):
+        assert torch.equal(ours, theirs)
+        assert (ours.dtype, ours.stride()) == (theirs.dtype, theirs.clone().stride())
+    elif isinstance(theirs, dict):
+        assert list(ours) == list(theirs)
+        for key, value in theirs.items():
+            assert_same(ours[key], value)
+    elif isinstance(theirs, list | tuple):
+        assert type(ours) is type(theirs) and len(ours) == len(theirs)
+        for our, their in zip(ours, theirs, strict=True):
+            assert_same(our, their)
+    else:
+        assert type(ours) is type(theirs) and ours == theirs
+
+
+def example():
+    """All that a checkpoint holds, and layouts that a network on a GPU leaves."""
+    method = build_method("spottune", 3, width=2).to(memory_format=torch.channels_last)
+    shared = torch.arange(24.0).view(2, 3, 4)
+    return {
+        "weights": method.state_dict(),
+        "views": [shared, shared[1], shared.transpose(0, 2), shared[:, ::2]],
+        "numbers": (0, -1, 255, 2**16, -(2**31), 2**62, 0.1, -1e300, float("inf"), True, None),
+        "text": ["", "svhn", "é\n\U0001f600", "x" * 300],
+        "nested": {1: {2: {"momentum_buffer": torch.tensor(3)}}},
+    }
+
+
+def test_what_pytorch_saves_comes_back_as_its_own_reader_gives_it(write):
+    path = write(example())
+    assert_same(read_saved(path), torch.load(path, weights_only=True))
+
+
+def test_tensors_have_memory_of_their_own(write):
+    first, second = read_saved(write([torch.ones(4)] * 2))
+    first.zero_()
+    assert second.tolist() == [1, 1, 1, 1]
+
+
+def zipped(pickle, compression=zipfile.ZIP_STORED, **members):
+    """A zip as PyTorch lays it out, with these bytes as data.pkl; "/" is "__" in the names."""
+    stream = io.BytesIO()
+    members = {name.replace("__", "/"): data for name, data in members.items()}
+    with zipfile.ZipFile(stream, "w", compression) as archive:
+        for name, data in {"data.pkl": pickle, "byteorder": b"little", **members}.items():
+            archive.writestr(f"archive/{name}", data)
+    return stream.getvalue()
+
+
+def itself():
+    inside = []
+    inside.append(inside)
+    return inside
+
+
+def doubled():
+    value = []
+    for _ in range(60):
+        value = [value, value]
+    return value
+
+
+WEIGHT = pickled(dict_of(weight=tensor()))
+FOUR = torch.ones(4).numpy().tobytes()
+LARGE = torch.ones(10_000)
+
+HOSTILE = {
+    **{
+        kind: lambda attack=attack: zipped(pickled(attack))
+        for kind, attack in PYTHON_ATTACKS.items()
+    },
+    # What PyTorch's own reader takes all memory or for ever to read, or hands on.
+    "a nested tuple as a key": lambda: zipped(pickled(b"}" + NESTED_TUPLE + NONE + b"s")),
+    "a bytearray of a terabyte": lambda: zipped(
+        pickled(call("builtins", "bytearray", integer(2**40)))
+    ),
+    "an encoding to be looked up": lambda: zipped(pickled(call("_codecs", "encode", NONE, NONE))),
+    "one element a trillion times": lambda: torch.zeros(1).expand(2**40),
+    "one storage in many tensors": lambda: [LARGE.view(100, 100), LARGE.view(4, -1), LARGE],
+    "a tensor without numbers": lambda: torch.empty(3, device="meta"),
+    "a sparse tensor": lambda: torch.eye(3).to_sparse(),
+    "a tensor of bfloat16": lambda: torch.ones(4).bfloat16(),
+    "a tensor of booleans": lambda: torch.ones(4, dtype=torch.bool),
+    "a tensor that is not finite": lambda: {"weight": torch.tensor([1.0, torch.nan])},
+    "an empty tensor": lambda: torch.zeros(0),
+    "a list within itself": itself,
+    "2^60 lists": doubled,
+    "a set": lambda: {1, 2},
+    "a key of 201 letters": lambda: {"x" * 201: 1},
+    # Zips that lie.
+    "deflated": lambda: zipped(WEIGHT, zipfile.ZIP_DEFLATED, data__0=bytes(2**28)),
+    "a storage that is absent": lambda: zipped(WEIGHT),
+    "a storage cut short": lambda: zipped(WEIGHT, data__0=FOUR[:-1]),
+    "a storage that is too long": lambda: zipped(WEIGHT, data__0=FOUR + b"\0"),
+    "a storage larger than the file": lambda: zipped(
+        pickled(tensor(storage(size=2**40))), data__0=FOUR
+    ),
+    "another byte order": lambda: zipped(WEIGHT, data__0=FOUR, byteorder=b"big"),
+    "bytes after the pickle": lambda: zipped(WEIGHT + NONE, data__0=FOUR),
+    "no pickle": lambda: zipped(b"", data__0=FOUR),
+    "a zip without a pickle": lambda: zipped(WEIGHT).replace(b"data.pkl", b"data.pkx"),
+    "a size that is another as compressed": lambda: zipped(WEIGHT, data__0=FOUR).replace(
+        len(WEIGHT).to_bytes(4, "little") * 2,
+        (2**31).to_bytes(4, "little") + len(WEIGHT).to_bytes(4, "little"),
+    ),
+    "an encrypted member": lambda: zipped(WEIGHT, data__0=FOUR).replace(
+        b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1"
+    ),
+    "no zip": lambda: b"weights\n",
+    "nothing": lambda: b"",
+}
+
+
+def test_the_hand_written_zip_is_good_but_for_what_a_case_changes(write):
+    saved = read_saved(write(zipped(WEIGHT, data__0=FOUR)))
+    assert saved["weight"].tolist() == [[1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_file_is_refused_soon_and_with_little_memory_and_runs_nothing(case, write):
+    path = write(HOSTILE[case]())
+    begin = time.monotonic()
+    tracemalloc.start()
+    try:
+        with pytest.raises(UNREADABLE):
+            read_saved(path)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    assert time.monotonic() - begin < 10
+    assert peak_bytes < 2**23
+
+
+def test_two_members_of_one_name_are_refused(write):
+    stream = io.BytesIO(zipped(WEIGHT, data__0=FOUR))
+    with zipfile.ZipFile(stream, "a") as archive:
+        archive.writestr("other/data.pkl", WEIGHT)
+    with pytest.raises(ValueError, match="holds a name twice"):
+        read_saved(write(stream.getvalue()))
+
+
+def test_a_file_cut_off_anywhere_is_refused(write):
+    whole = write({"weight": torch.ones(3), "epoch": 2}).read_bytes()
+    for length in range(0, len(whole), 11):
+        with pytest.raises(UNREADABLE):
+            read_saved(write(whole[:length]))
