@@ -10,6 +10,7 @@ Shapes (N images of a batch, H x W pixels): images N x H x W x 3 uint8, labels N
 import contextlib
 import io
 import json
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -25,13 +26,15 @@ from cutting import Cutter
 from decathlon import IDS_PER_TASK, DecathlonTask, TrainCrop
 from devices import to_device
 from distributed import ALONE, Group
-from errors import SpotTuneError
+from errors import SpotTuneError, brief
 from models.resnet26 import SIDE_MULTIPLE
 from packed import Annotations, DataFolders, PackedImages, open_packed
 from randomness import generator
 
 UNLABELLED = -1
 FETCH_AGAIN = "Remove the annotations folder and fetch it again with ./download_data.sh"
+IDS = {"images": ("id",), "annotations": ("id", "image_id", "category_id"), "categories": ("id",)}
+LONGEST_FILE_NAME = 250
 ANNOTATION_SUFFIX = {"train": "train", "val": "val", "test": "test_stripped"}
 
 
@@ -59,9 +62,9 @@ def read_annotations(path: Path) -> Annotations:
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise SpotTuneError(
-            f"{path}: not in the Decathlon's COCO-style form ({type(error).__name__}: {error}); "
-            f"expected images with id and file_name, annotations with image_id and category_id, "
-            f"and categories with id. {FETCH_AGAIN}"
+            f"{path}: not in the Decathlon's COCO-style form ({type(error).__name__}: "
+            f"{brief(error)}); expected images with id and file_name, annotations with image_id "
+            f"and category_id, and categories with id. {FETCH_AGAIN}"
         ) from error
 
 
@@ -81,32 +84,46 @@ def _read_coco(path: Path) -> COCO:
     coco = COCO()
     coco.dataset = dataset
     try:
+        _check_ids(dataset, path)
         with contextlib.redirect_stdout(io.StringIO()):
             coco.createIndex()
     except (KeyError, TypeError, AttributeError) as error:
         raise SpotTuneError(
             f"{path}: an entry of images, annotations or categories lacks its id "
-            f"({type(error).__name__}: {error}). {FETCH_AGAIN}"
+            f"({type(error).__name__}: {brief(error)}). {FETCH_AGAIN}"
         ) from error
     return coco
 
 
+def _check_ids(dataset: dict, path: Path) -> None:
+    """Raise SpotTuneError unless all ids are integers of 64 bits.
+
+    Longer ones could be made to share a hash, and pycocotools' index of them would take for ever.
+    """
+    for kind, keys in IDS.items():
+        for entry in dataset.get(kind, ()):
+            for key in keys:
+                if type(entry[key]) is not int or not -(2**63) <= entry[key] < 2**63:
+                    raise SpotTuneError(
+                        f"{path}: expected integers of 64 bits as {key} of all {kind}; found "
+                        f"{brief(reprlib.repr(entry[key]))}. {FETCH_AGAIN}"
+                    )
+
+
 def _category_ids(coco: COCO, path: Path) -> list[int]:
-    """Distinct integers, in ascending order."""
+    """Distinct, in ascending order."""
     category_ids = [category["id"] for category in coco.dataset["categories"]]
-    if not category_ids or not all(type(category_id) is int for category_id in category_ids):
-        raise SpotTuneError(f"{path}: expected integers as category ids; found none, or others")
+    if not category_ids:
+        raise SpotTuneError(f"{path}: lists no categories. {FETCH_AGAIN}")
     if len(set(category_ids)) < len(category_ids):
         raise SpotTuneError(f"{path}: a category id stands there more than once; expected once")
     return sorted(category_ids)
 
 
 def _check_images(image_ids: Sequence[int], file_names: Sequence[str], path: Path) -> None:
-    """Ids are distinct integers; file names stay inside the data folder."""
+    """Ids are distinct; file names stay inside the data folder."""
     if not image_ids:
         raise SpotTuneError(f"{path}: lists no images. {FETCH_AGAIN}")
-    if not all(type(image_id) is int for image_id in image_ids):
-        raise SpotTuneError(f"{path}: expected integers as image ids; found something else")
     if len(set(image_ids)) < len(image_ids):
         raise SpotTuneError(
             f"{path}: {len(image_ids) - len(set(image_ids))} image ids stand there more than once; "
@@ -115,8 +132,13 @@ def _check_images(image_ids: Sequence[int], file_names: Sequence[str], path: Pat
     for name in file_names:
         if name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts:
             raise SpotTuneError(
-                f"{path}: the file name {name!r} leads outside the data folder; expected names "
-                f"such as data/svhn/train/0001/000001.jpg"
+                f"{path}: the file name {brief(repr(name))} leads outside the data folder; "
+                f"expected names such as data/svhn/train/0001/000001.jpg"
+            )
+        if not name.isprintable() or len(name) > LONGEST_FILE_NAME:
+            raise SpotTuneError(
+                f"{path}: the file name {brief(repr(name))} is too long, or cannot be printed; "
+                f"expected names such as data/svhn/train/0001/000001.jpg"
             )
 
 

@@ -30,6 +30,7 @@ import numpy as np
 from decoding import write_pixels
 from files import replacing
 from progress import say, track
+from safe_pickle import MISFITS
 
 MAGIC = b"SPOTPACK"
 VERSION = 1
@@ -190,7 +191,7 @@ def _map(path: Path, annotations_sha256: str, side: int) -> PackedImages:
         facts = json.loads(tail[8 + index.nbytes :])
         known = {key: facts[key] for key in ("version", "side", "annotations_sha256")}
         categories = np.array(facts["categories"], dtype=np.int64)
-    except (struct.error, ValueError, LookupError, TypeError, OverflowError) as error:
+    except MISFITS as error:
         raise StalePackError("its index makes no sense") from error
     if known != {"version": VERSION, "side": side, "annotations_sha256": annotations_sha256}:
         raise StalePackError("made from other annotations, or by another version")

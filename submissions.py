@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decathlon import TASKS
-from errors import SpotTuneError
+from errors import SpotTuneError, brief
 
-MAX_BYTES = 256 * 2**20  # far above the largest official file (imagenet12_test.json: 10 MB)
+MAX_BYTES = 64 * 2**20  # far above the largest official file (imagenet12_test.json: 10 MB)
+LARGEST_ID = 2**63 - 1  # longer ones could be made to share a hash, which slows a dict down
 PUBLIC_LABELS = "test labels are public: labels_test.zip in github.com/srebuffi/residual_adapters"
 
 Answers = Mapping[int, Sequence[int]]  # image id -> every category id it was given
@@ -72,7 +73,7 @@ def read_named(source: Path, names: Iterable[str]) -> dict[str, bytes]:
             with zipfile.ZipFile(source) as archive:
                 found = {name: read_member(archive, name) for name in names}
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as e:
-            raise SpotTuneError(f"{source}: not a readable zip file ({e})") from None
+            raise SpotTuneError(f"{source}: not a readable zip file ({brief(e)})") from None
     else:
         raise SpotTuneError(f"{source}: no such folder or zip file; check the path")
     return {name: data for name, data in found.items() if data is not None}
@@ -97,8 +98,8 @@ def rows(document: object, key: str, where: object) -> list[object]:
 
 def integer(row: object, key: str, where: object) -> int:
     value = row.get(key) if isinstance(row, dict) else None
-    if type(value) is not int:  # not isinstance, for which True is an int too
-        raise SpotTuneError(f'{where}: no whole number "{key}" in {reprlib.repr(row)}')
+    if type(value) is not int or abs(value) > LARGEST_ID:  # for isinstance, True is an int too
+        raise SpotTuneError(f'{where}: no whole number "{key}" in {brief(reprlib.repr(row))}')
     return value
 
 
@@ -148,7 +149,7 @@ def read_answers(path: Path) -> Answers:
     if not isinstance(document, list) or not document:
         raise SpotTuneError(
             f'{path}: expected a list of {{"image_id": whole number, "category_id": whole number}}'
-            f", found {reprlib.repr(document)}"
+            f", found {brief(reprlib.repr(document))}"
         )
     answers: dict[int, list[int]] = {}
     for row in document:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -200,6 +201,13 @@ def broken(content, breakage):
         "absolute path": lambda: images[0].update(file_name="/etc/passwd"),
         "path outside": lambda: images[0].update(file_name="data/../../../etc/passwd"),
         "number as path": lambda: images[0].update(file_name=3),
+        "name with an escape code": lambda: images[0].update(file_name="data/\x1b[2J.jpg"),
+        "name with a line break": lambda: images[0].update(file_name="data/a\nb.jpg"),
+        "name that is no text": lambda: images[0].update(file_name="data/\ud800.jpg"),
+        "name with a zero": lambda: images[0].update(file_name="data/a.jpg\0.png"),
+        "name without end": lambda: images[0].update(file_name="data/" + "x/" * 3000),
+        "category without end": lambda: annotations[0].update(category_id="x" * 3000),
+        "label of a list": lambda: annotations[0].update(category_id=[1]),
         "id too large": lambda: (images[0].update(id=2**70), annotations[0].update(image_id=2**70)),
         "images as number": lambda: content.update(images=3),
         "no categories": lambda: content.pop("categories"),
@@ -216,6 +224,13 @@ def broken(content, breakage):
         ("image without file", "file_name"),
         ("image twice", "more than once"),
         ("text as id", "integers"),
+        ("name with an escape code", "cannot be printed"),
+        ("name with a line break", "cannot be printed"),
+        ("name that is no text", "cannot be printed"),
+        ("name with a zero", "cannot be printed"),
+        ("name without end", "too long"),
+        ("category without end", "category_id"),
+        ("label of a list", "category_id"),
         ("label missing", "has 0 labels"),
         ("label twice", "has 2 labels"),
         ("unknown category", "category 10000001"),
@@ -224,7 +239,7 @@ def broken(content, breakage):
         ("absolute path", "outside"),
         ("path outside", "outside"),
         ("number as path", "COCO-style"),
-        ("id too large", "COCO-style"),
+        ("id too large", "64 bits"),
         ("images as number", "TypeError"),
         ("no categories", "categories"),
     ],
@@ -237,7 +252,20 @@ def test_a_broken_annotation_file_is_refused_in_one_line(breakage, words, decath
     with pytest.raises(SpotTuneError, match=words) as caught:
         read_annotations(path)
     assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < len(str(path)) + 400
+
+
+def test_ids_that_share_a_hash_are_refused_before_they_cost_time(decathlon_root, tmp_path):
+    """Python's hash of these is 0; a dict of 100,000 of them would take minutes."""
+    content = json.loads((decathlon_root / "annotations/svhn_train.json").read_text())
+    content["categories"] = [{"id": (2**61 - 1) * k} for k in range(100_000)]
+    path = tmp_path / "svhn_train.json"
+    path.write_text(json.dumps(content))
+    begin = time.monotonic()
+    with pytest.raises(SpotTuneError, match="64 bits"):
+        read_annotations(path)
+    assert time.monotonic() - begin < 5
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "[" * 100_000, "\xff\xfe"])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 import zlib
 
 import numpy as np
@@ -80,15 +81,18 @@ def test_a_damaged_pack_is_noticed_aloud_and_made_again(folders, damage, capsys)
 
 
 def forge(path, change):
-    """A packed file with a changed index or categories and the right checksum over them."""
+    """A packed file with a changed index or facts and the right checksum over them.
+
+    `change` alters both in place, or returns what is written instead of the facts.
+    """
     data = path.read_bytes()
     magic, index_offset, _, _ = packed.HEADER.unpack(data[: packed.HEADER.size])
     tail = bytearray(data[index_offset:])
     count = int.from_bytes(tail[:8], "little")
     index = np.frombuffer(tail, packed.INDEX, count=count, offset=8).copy()
     facts = json.loads(tail[8 + index.nbytes :])
-    change(index, facts)
-    tail = count.to_bytes(8, "little") + index.tobytes() + json.dumps(facts).encode()
+    text = change(index, facts) or json.dumps(facts)
+    tail = count.to_bytes(8, "little") + index.tobytes() + text.encode()
     header = packed.HEADER.pack(magic, index_offset, index_offset + len(tail), zlib.crc32(tail))
     path.write_bytes(header + data[packed.HEADER.size : index_offset] + tail)
 
@@ -113,8 +117,10 @@ def set_first(field, value):
         lambda index, facts: facts.update(categories=[]),
         lambda index, facts: facts.update(categories="x"),
         lambda index, facts: facts.update(categories=[[1]]),
-        lambda index, facts: facts.pop("version"),
+        lambda index, facts: facts.update(categories=[2**63]),
         lambda index, facts: facts.update(version=2),
+        lambda index, facts: json.dumps({"version": 1}),
+        lambda index, facts: "[" * 100_000,
     ],
 )
 def test_a_forged_pack_is_not_believed(folders, change, capsys):
@@ -146,6 +152,33 @@ def test_half_a_jpeg_is_named_and_nothing_is_left(folders):
     with pytest.raises(SpotTuneError, match=f"{path}.*cannot be decoded"):
         load(folders)
     assert list(folders.cachedir.iterdir()) == []
+
+
+def bitmap(width, height):
+    """A bitmap's header that claims this size, and a little of its pixels."""
+    size = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 2**20, 0, 0, 54) + size + bytes(5000)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "words"),
+    [
+        (10_000, 9_000, "exceeds limit"),  # where Pillow only warns
+        (60_000, 60_000, "exceeds limit"),
+        (1, 500, ""),
+        (1, 1_001, "1 x 1001 pixels"),
+        (100_000, 2, "cannot be decoded"),
+    ],
+)
+def test_an_image_that_would_take_gigabytes_is_refused(width, height, words, folders):
+    """One that is a thousand times as long as wide would grow without bound when resized."""
+    path = first_image(folders)
+    path.write_bytes(bitmap(width, height))
+    if not words:
+        assert len(load(folders)) == 12
+        return
+    with pytest.raises(SpotTuneError, match=f"{path}.*{words}"):
+        load(folders)
 
 
 def test_an_image_listed_but_absent_is_named(folders):
