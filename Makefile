@@ -1,5 +1,5 @@
-# make demo: the whole road on made-up data.   make test: linter, formatter and all tests.
-# make venv: only the environment, for the commands of the README.
+# make demo: the whole road on made-up data.   make test: linter, formatter and all quick tests.
+# make venv: only the environment, for the commands of the README.   make test-slow: the slow ones.
 PYTHON ?= python3
 VENV = .venv
 RUN = $(VENV)/bin/python
@@ -8,7 +8,7 @@ DEMO = demo
 DEMO_DATA = --datadir $(DEMO)/decathlon-1.0 --ckpdir $(DEMO)/checkpoints
 DEMO_SIZE = --resize 40 --crop 32 --width 8 --batch_size 16
 
-.PHONY: venv demo test clean
+.PHONY: venv demo test test-slow clean
 
 # The file is made last, so that a broken installation is started anew.
 $(VENV)/installed: requirements.txt
@@ -31,6 +31,9 @@ test: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(RUN) -m pytest
+
+test-slow: $(VENV)/installed
+	$(RUN) -m pytest tests/slow
 
 clean:
 	rm -rf $(VENV) $(DEMO)
