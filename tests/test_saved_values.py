@@ -20,7 +20,8 @@ from test_legacy_t7 import (
 )
 
 from checkpoints import UNREADABLE
-from methods import build_method
+from methods import Options, build_method
+from models.resnet26 import resnet26
 from saved_values import read_saved
 
 
@@ -59,13 +60,15 @@ def assert_same(ours, theirs):
 
 def example():
     """All that a checkpoint holds, and layouts that a network on a GPU leaves."""
-    method = build_method("spottune", 3, width=2).to(memory_format=torch.channels_last)
+    net = resnet26(3, width=2)
+    method = build_method("spottune", net, 2, Options()).to(memory_format=torch.channels_last)
     shared = torch.arange(24.0).view(2, 3, 4)
     return {
         "weights": method.state_dict(),
         "views": [shared, shared[1], shared.transpose(0, 2), shared[:, ::2]],
         "numbers": (0, -1, 255, 2**16, -(2**31), 2**62, 0.1, -1e300, float("inf"), True, None),
         "text": ["", "svhn", "é\n\U0001f600", "x" * 300],
+        "empty": torch.zeros(0),
         "nested": {1: {2: {"momentum_buffer": torch.tensor(3)}}},
     }
 
@@ -126,7 +129,7 @@ HOSTILE = {
     "a tensor of bfloat16": lambda: torch.ones(4).bfloat16(),
     "a tensor of booleans": lambda: torch.ones(4, dtype=torch.bool),
     "a tensor that is not finite": lambda: {"weight": torch.tensor([1.0, torch.nan])},
-    "an empty tensor": lambda: torch.zeros(0),
+    "an empty tensor of two dimensions": lambda: torch.zeros(0, 4),
     "a list within itself": itself,
     "2^60 lists": doubled,
     "a set": lambda: {1, 2},

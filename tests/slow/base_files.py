@@ -9,6 +9,7 @@ import json
 import pickle
 import zipfile
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from test_legacy_t7 import module, ordered_dict_of, parameter, saved, storage, t
 from test_mean_std import THREE_EIGHTHS, raw_array, with_mean
 
 import make_sample_data
-from checkpoints import Checkpoint
+from checkpoints import Checkpoint, content_sha256
 from decathlon import TASK_BY_NAME
 from imdbfolder_coco import load_images
 from mean_std import MEAN_STD, as_pickle
@@ -27,6 +28,7 @@ from models.pretrained import our_name
 from models.resnet26 import resnet26
 from packed import DataFolders
 from settings import Settings
+from training import EpochSums
 
 WIDTH, SIDE = 1, 16
 TASK = TASK_BY_NAME["svhn"]
@@ -139,16 +141,22 @@ def record(epoch: int, shares: list[float] | None) -> dict:
         "val_loss": 0.5,
         "val_accuracy": 75.0,
         "val_fine_tuned_share": shares,
+        "val_blocks_per_image": [0] * 6 + [4] + [0] * 6 if shares else [],
         "val_seen_in_training": False,
+        "val_policies": {"argmax": {"val_loss": 0.5, "val_fine_tuned_share": shares}},
         "seconds": 0.1,
         "images_per_second": 120.0,
     }
 
 
+def untrained(kind: str, num_classes: int) -> torch.nn.Module:
+    return build_method(kind, resnet26(num_classes, WIDTH), WIDTH, SETTINGS.options)
+
+
 def checkpoint(kind: str, task: str, categories: list[int]) -> Checkpoint:
-    """A network after one step, so that its optimisers have momenta."""
+    """A network inside its second epoch, after a step, so that its optimisers have momenta."""
     torch.manual_seed(0)
-    method = build_method(kind, len(categories), WIDTH)
+    method = untrained(kind, len(categories))
     optimizers = method.optimizers(Rates(SETTINGS.lr, SETTINGS.lr_agent, SETTINGS.weight_decay))
     for parameter_ in method.parameters():
         if parameter_.requires_grad:
@@ -163,7 +171,11 @@ def checkpoint(kind: str, task: str, categories: list[int]) -> Checkpoint:
         settings=SETTINGS,
         weights=method.state_dict(),
         optimizers=[optimizer.state_dict() for optimizer in optimizers],
-        history=[record(1, shares), record(2, shares)],
+        history=[record(1, shares)],
+        unfinished={
+            **EpochSums.zero(method.num_blocks, torch.device("cpu")).state_dict(),
+            "steps": 1,
+        },
     )
 
 
@@ -174,7 +186,11 @@ def checkpoint_bytes(kind: str, folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def saved_now(value: object) -> bytes:
+def saved_now(value: dict) -> bytes:
+    """As a checkpoint is saved; with a checksum that is right, where the value can have one."""
+    content = {key: each for key, each in value.items() if key not in ("format", "sha256")}
+    with suppress(TypeError, RuntimeError, RecursionError):  # RuntimeError: no numbers, or too many
+        value = {**value, "sha256": content_sha256(content)}
     stream = io.BytesIO()
     torch.save(value, stream)
     return stream.getvalue()

@@ -31,10 +31,11 @@ from decoding import bombs_refused, decode_image
 from errors import SpotTuneError
 from imdbfolder_coco import load_images
 from mean_std import read_mean_std
-from methods import Rates, build_method
+from methods import Rates
 from models.pretrained import SourceWeights
 from predictions import remark
 from runs import Run, restore
+from training import EpochSums
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def checkpoint(folder: Path) -> Kind:
     run = Run(folder / "out", TASK.name, "spottune", CATEGORIES, SETTINGS)
     run.folder.mkdir(parents=True)
     good = [base_files.checkpoint_bytes(kind, folder) for kind in ("source", "spottune")]
-    method = build_method("spottune", len(CATEGORIES), WIDTH)
+    method = base_files.untrained("spottune", len(CATEGORIES))
     rates = Rates(SETTINGS.lr, SETTINGS.lr_agent, SETTINGS.weight_decay)
 
     def read() -> None:
@@ -123,7 +124,8 @@ def checkpoint(folder: Path) -> Kind:
         if found.kind == "source":
             SourceWeights.read(run.path, WIDTH)
         else:
-            history = restore(run, method, method.optimizers(rates))
+            sums = EpochSums.zero(method.num_blocks, torch.device("cpu"))
+            history = restore(run, method, method.optimizers(rates), sums, steps=2)
             main.table({TASK.name: history[-1]} if history else {})
 
     return Kind(run.path, good, damaged_checkpoint(good), read)
