@@ -76,9 +76,9 @@ def number_of_blocks(text: str) -> int:
     return number
 
 
-def whole_number(text: str) -> int:
+def non_negative_int(text: str) -> int:
     """An argparse type: 0, 1, 2 ..."""
-    number = int(text)
+    number = whole_number(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{number} given; expected a whole number from 0 on")
     return number

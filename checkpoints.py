@@ -1,14 +1,15 @@
 """Checkpoints: tensors, numbers and strings in a file that is written whole.
 
-Never whole modules, so that renaming a class does not lose a model; read with `saved_values`, which
-runs nothing that the file says, and takes no more time and memory than the file is long. A SHA-256
-over all that a checkpoint holds tells a damaged one; the one before is kept beside it as
-checkpoint.previous.pt.
+Never whole modules, so that renaming a class does not lose a model; read with weights_only=True,
+which runs nothing that the file says, once `saved_values` has seen that it takes no more time and
+memory than the file is long. A SHA-256 over all that a checkpoint holds tells a damaged one; the
+one before is kept beside it as checkpoint.previous.pt.
 """
 
 import errno
 import hashlib
 import io
+import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +25,16 @@ from safe_pickle import MISFITS, RefusedError
 from saved_values import read_saved
 from settings import Settings
 
-# What files raise that cannot be read: the last two where a zip is cut short, or of a newer kind.
-UNREADABLE = (*MISFITS, zipfile.BadZipFile, EOFError, NotImplementedError)
+# What files raise that cannot be read: of a zip that is cut short, or of a newer kind; the last two
+# are torch.load's own.
+UNREADABLE = (
+    *MISFITS,
+    zipfile.BadZipFile,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    pickle.UnpicklingError,
+)
 FORMAT = "spottune-decathlon-2"
 # Of each record, what tables and curves are made from.
 RECORDED = {
@@ -138,7 +147,8 @@ def _read(path: Path, advice: str) -> object:
     if not path.is_file():
         raise SpotTuneError(f"{path}: no such checkpoint. Train the task with main.py")
     try:
-        return read_saved(path)
+        read_saved(path)  # refuses what would make torch.load wait for ever or take all memory
+        return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         found = f" ({error})" if isinstance(error, RefusedError) else ""
         raise SpotTuneError(

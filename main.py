@@ -25,7 +25,7 @@ from arguments import (
     number_of_blocks,
     positive_float,
     positive_int,
-    whole_number,
+    non_negative_int,
 )
 from crew import end_with_parent
 from decathlon import SOURCE, TASK_BY_NAME, DecathlonTask
@@ -101,7 +101,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--jobs", type=positive_int, metavar="N",
         help="tasks that are trained side by side, each as a process on a GPU of its own; unset: "
              "as many as there are visible GPUs, or one")
-    add("--retries", type=whole_number, default=2, metavar="N",
+    add("--retries", type=non_negative_int, default=2, metavar="N",
         help="how often a task whose process dies is started again from its checkpoint, with "
              "several --jobs")
     add("--threads", type=positive_int, metavar="N",
