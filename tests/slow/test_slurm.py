@@ -1,0 +1,225 @@
+"""The Decathlon on a real SLURM: dependencies, preemption, requeueing, failure, two nodes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY, SMALL, run_script
+from private_slurm import squeue, started, wait_until, what_is_missing
+
+import main
+from checkpoints import Checkpoint, checkpoint_file
+from cluster_job import MAIN, Nodes, launch_command
+from records import TIMING_FIELDS
+
+TASKS = ("imagenet12", "svhn", "dtd")
+EPOCHS = 60
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """A SLURM of two nodes with one core each, for every command of these tests."""
+    if missing := what_is_missing():
+        pytest.skip(f"no SLURM on this machine ({missing})")
+    with started(tmp_path_factory.mktemp("slurm")) as conf, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(conf))
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        yield
+
+
+def arguments(root, ckpdir, *more):
+    return [
+        *["--datadir", str(root), "--ckpdir", str(ckpdir), *SMALL, "--train_split", "train"],
+        *["--pretrained", "none", "--nb_epochs", str(EPOCHS), "--source_epochs", str(EPOCHS)],
+        *more,
+    ]
+
+
+ON_SLURM = ["--gpus_per_node", "0", "--cpus_per_task", "1", "--timeout_min", "60"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(decathlon_root, tmp_path_factory):
+    """What main.py makes of the same tasks, one after another, in one process."""
+    ckpdir = tmp_path_factory.mktemp("undisturbed")
+    main.main(arguments(decathlon_root, ckpdir, "--tasks", *TASKS))
+    return ckpdir
+
+
+class Follower:
+    """`cluster.py --wait` in the background."""
+
+    def __init__(self, folder, argv):
+        self.output = folder / "said.txt"
+        command = [sys.executable, str(REPOSITORY / "cluster.py"), *ON_SLURM, "--wait", *argv]
+        with self.output.open("w") as stream:
+            self.process = subprocess.Popen(command, stdout=stream, stderr=stream, cwd=folder)
+
+    def job_of(self, task):
+        """The number under which the task was submitted."""
+        lines = [line for line in self.said() if line.startswith(f"{task}: job ")]
+        return lines[0].split()[2].rstrip(",") if lines else None
+
+    def said(self):
+        return self.output.read_text().splitlines()
+
+    def ended(self):
+        """The exit status."""
+        return self.process.wait(300)
+
+
+@pytest.fixture
+def follow(tmp_path):
+    """Starts a Follower that does not outlive its test."""
+    followers = []
+
+    def start(*argv):
+        followers.append(Follower(tmp_path, argv))
+        return followers[-1]
+
+    yield start
+    for follower in followers:
+        follower.process.kill()
+        follower.process.wait()
+
+
+def finished_epochs(ckpdir, task):
+    path = ckpdir / task / "records.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def in_the_middle(follower, ckpdir, task):
+    """Wait until some epochs of the task are finished, and return its job."""
+    wait_until(lambda: finished_epochs(ckpdir, task) >= 3, 120, f"three epochs of {task}")
+    assert finished_epochs(ckpdir, task) < EPOCHS
+    return follower.job_of(task)
+
+
+def without_timing(ckpdir, task):
+    lines = (ckpdir / task / "records.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if name not in TIMING_FIELDS}
+        for line in lines
+    ]
+
+
+def assert_same(ckpdir, undisturbed, task):
+    """Equal weights, to the bit, and equal records."""
+    ours, theirs = (Checkpoint.load(checkpoint_file(c, task)) for c in (ckpdir, undisturbed))
+    assert ours.weights.keys() == theirs.weights.keys()
+    for name, tensor in ours.weights.items():
+        assert tensor.equal(theirs.weights[name]), (task, name)
+    assert without_timing(ckpdir, task) == without_timing(undisturbed, task)
+
+
+def log(ckpdir, job):
+    """What was printed on all nodes of a job."""
+    return "".join(path.read_text() for path in sorted(ckpdir.glob(f"logs/{job}_*_log.out")))
+
+
+def command(*words):
+    subprocess.run(words, check=True, timeout=60)
+
+
+def test_preempted_and_requeued_jobs_end_with_the_bits_of_an_undisturbed_run(
+    slurm, decathlon_root, undisturbed, tmp_path, follow
+):
+    """The source by submitit's signal, one target by hand, one by a job that goes before it."""
+    ckpdir = tmp_path / "checkpoints"
+    follower = follow(*arguments(decathlon_root, ckpdir, "--tasks", *TASKS))
+    source = in_the_middle(follower, ckpdir, "imagenet12")
+    assert {line.split()[1] for line in squeue("%i %r") if "_" in line} == {"Dependency"}
+    command("scancel", "--signal=USR2", source)
+    svhn = in_the_middle(follower, ckpdir, "svhn")
+    command("scontrol", "requeue", svhn)
+    dtd = in_the_middle(follower, ckpdir, "dtd")
+    (node,) = squeue("%N", None, f"--jobs={dtd}")
+    command("sbatch", "--partition=high", f"--nodelist={node}", "--output=/dev/null", "--wrap=true")
+
+    assert follower.ended() == 0, follower.output.read_text()
+    for task, job in zip(TASKS, (source, svhn, dtd), strict=True):
+        assert log(ckpdir, job).count("Starting with JobEnvironment") == 2, task
+        assert f"of {EPOCHS} epochs were finished before" in log(ckpdir, job), task
+        assert_same(ckpdir, undisturbed, task)
+    assert any(line.split()[:2] == ["dtd", str(EPOCHS)] for line in follower.said())
+
+
+def test_targets_of_a_failed_source_never_start_and_all_are_named(
+    slurm, decathlon_root, tmp_path, follow
+):
+    ckpdir = tmp_path / "checkpoints"
+    argv = arguments(decathlon_root, ckpdir, "--tasks", *TASKS, "--lr", "1e30", "--tries", "1")
+    follower = follow(*argv)
+    assert follower.ended() == 1
+    error = follower.said()[-1]
+    assert error.startswith("error: 3 of 3 tasks failed: imagenet12 (log: ")
+    assert "svhn (never started), dtd (never started)" in error
+    assert "the loss became nan" in log(ckpdir, follower.job_of("imagenet12"))
+    assert squeue("%i") == []
+
+
+def test_a_cancelled_job_stays_cancelled(slurm, decathlon_root, undisturbed, tmp_path, follow):
+    """Though SLURM cancels with the signal with which it preempts."""
+    source = checkpoint_file(undisturbed, "imagenet12")
+    ckpdir = tmp_path / "checkpoints"
+    argv = arguments(decathlon_root, ckpdir, "--tasks", "svhn", "--pretrained", str(source))
+    follower = follow(*argv)
+    svhn = in_the_middle(follower, ckpdir, "svhn")
+    command("scancel", svhn)
+    assert follower.ended() == 1
+    assert "1 of 1 tasks failed: svhn (log: " in follower.said()[-1]
+    assert log(ckpdir, svhn).count("Starting with JobEnvironment") == 1
+    assert squeue("%i") == []
+
+
+def test_what_slurm_refuses_is_told_in_one_line_and_leaves_nothing(slurm, decathlon_root, tmp_path):
+    argv = arguments(decathlon_root, tmp_path, "--tasks", *TASKS, "--partition", "nowhere")
+    done = run_script("cluster.py", *ON_SLURM, *argv)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert "invalid partition specified: nowhere" in line
+    assert squeue("%i") == []
+
+
+@pytest.fixture(scope="module")
+def together(decathlon_root, tmp_path_factory):
+    """imagenet12, trained by two processes of one machine that nobody disturbs."""
+    ckpdir = tmp_path_factory.mktemp("together")
+    program = [str(MAIN), *arguments(decathlon_root, ckpdir, "--tasks", "imagenet12")]
+    torchrun = launch_command(program, 2, Nodes(["localhost"], own=0, job=0))
+    subprocess.run(torchrun, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return ckpdir
+
+
+def trainers(ckpdir):
+    """The processes of main.py that torchrun started, on both nodes."""
+    found = subprocess.run(["pgrep", "--full", "--list-full", str(ckpdir)], capture_output=True)
+    lines = found.stdout.decode().splitlines()
+    trains = [line for line in lines if "main.py" in line and "torch.distributed.run" not in line]
+    return [int(line.split()[0]) for line in trains]
+
+
+def test_the_source_on_two_nodes_survives_a_kill_and_preemption(
+    slurm, decathlon_root, together, tmp_path, follow
+):
+    """Torchruns that meet, meet again after a process was killed, and again after a requeue."""
+    ckpdir = tmp_path / "checkpoints"
+    argv = arguments(decathlon_root, ckpdir, "--tasks", "imagenet12", "--nodes", "2")
+    follower = follow(*argv)
+    job = in_the_middle(follower, ckpdir, "imagenet12")
+    before = trainers(ckpdir)
+    assert len(before) == 2
+    os.kill(max(before), signal.SIGKILL)
+    wait_until(lambda: log(ckpdir, job).count("finished before") == 1, 120, "the second try")
+    epochs = finished_epochs(ckpdir, "imagenet12")
+    wait_until(lambda: finished_epochs(ckpdir, "imagenet12") > epochs, 120, "another epoch")
+    command("scancel", "--signal=USR2", job)
+
+    assert follower.ended() == 0, follower.output.read_text()
+    assert log(ckpdir, job).count("main.py ended with status 1, try 1 of 3") == 2  # on both
+    assert log(ckpdir, job).count("finished before") == 2
+    assert log(ckpdir, job).count("Starting with JobEnvironment") == 4
+    assert_same(ckpdir, together, "imagenet12")

@@ -1,0 +1,321 @@
+"""Tasks as jobs, with submitit's local executor; tests/slow/test_slurm.py has a real SLURM."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPOSITORY, run_script
+
+import cluster
+import cluster_job
+from checkpoints import Checkpoint
+from cluster_job import Nodes, TaskJob, launch_command
+from cluster_queue import Shape, Stage, executor, has_succeeded, log_of, run_here
+from decathlon import SOURCE, TASK_BY_NAME, TASKS
+from errors import SpotTuneError
+from records import TIMING_FIELDS
+
+LOCAL = ["--cluster", "local", "--gpus_per_node", "0", "--cpus_per_task", "1"]
+ALONE = Shape(nodes=1, gpus=0, processes=1, cores=1)
+ONE_NODE = Nodes(["n1"], own=0, job=7)
+
+
+def records(ckpdir, task):
+    lines = (ckpdir / task / "records.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if name not in TIMING_FIELDS}
+        for line in lines
+    ]
+
+
+def test_jobs_give_the_bits_of_a_sequential_run_from_any_folder(
+    trained, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    names = ["imagenet12", "svhn"]
+    cluster.main([*LOCAL, *trained.arguments, "--ckpdir", "checkpoints", "--tasks", *names])
+    ours = tmp_path / "checkpoints"
+    for task in names:
+        weights, expected = (
+            Checkpoint.load(ckpdir / task / "checkpoint.pt").weights
+            for ckpdir in (ours, trained.ckpdir)
+        )
+        assert weights.keys() == expected.keys()
+        assert all(tensor.equal(expected[name]) for name, tensor in weights.items()), task
+        assert records(ours, task) == records(trained.ckpdir, task)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said if ": job " in line] == names
+    table = {line.split()[0]: line.split()[1:4] for line in said if line}
+    for task in names:
+        last = records(ours, task)[-1]
+        figures = [f"{last[f'{split}_accuracy']:.2f}" for split in ("train", "val")]
+        assert table[task] == ["2", *figures]
+
+
+# A job's script, in the place of main.py: it tells its process and its parent's, the job.
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+with (folder / "starts").open("a") as stream:
+    print(os.getpid(), os.getppid(), os.environ["OMP_NUM_THREADS"], file=stream)
+"""
+# It goes on until it may end, a minute at most, and stops in good order when it is asked to.
+PATIENT = """
+def stop(number, frame):
+    (folder / "stopped").touch()
+    sys.exit(143)
+
+signal.signal(signal.SIGTERM, stop)
+(folder / "ready").touch()
+begin = time.monotonic()
+while not (folder / "may_end").exists() and time.monotonic() < begin + 60:
+    time.sleep(0.05)
+"""
+DIES_TWICE = """
+if len((folder / "starts").read_text().splitlines()) < 3:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+FAILS = "sys.exit('error: no such weights')"
+
+
+@pytest.fixture
+def local_job(tmp_path):
+    """Makes a TaskJob of a script that works in tmp_path."""
+
+    def make(body, **settings):
+        script = tmp_path / "script.py"
+        script.write_text(SCRIPT + body)
+        return TaskJob([str(tmp_path)], script=script, **settings)
+
+    return make
+
+
+def submitted(job, folder):
+    return executor("local", folder / "logs", ALONE, {"timeout_min": 5}).submit(job)
+
+
+def starts(folder):
+    """Process, job's process and thread count of each start of the script."""
+    path = folder / "starts"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [tuple(map(int, line.split())) for line in lines]
+
+
+def wait_until(holds):
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_process_that_dies_is_started_again_until_it_succeeds(local_job, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    job = submitted(local_job(DIES_TWICE, tries=3, threads=5), tmp_path)
+    wait_until(job.done)
+    assert has_succeeded(job)
+    assert [threads for _, _, threads in starts(tmp_path)] == [5, 5, 5]
+    assert "script.py ended with status -9, try 2 of 3" in log_of(job).read_text()
+
+
+def test_a_process_that_dies_too_often_fails_its_job(local_job, tmp_path):
+    job = submitted(local_job(DIES_TWICE, tries=2), tmp_path)
+    wait_until(job.done)
+    assert not has_succeeded(job)
+    assert len(starts(tmp_path)) == 2
+
+
+def test_a_preempted_job_stops_its_process_in_good_order_and_runs_again(local_job, tmp_path):
+    job = submitted(local_job(PATIENT), tmp_path)
+    wait_until((tmp_path / "ready").exists)
+    process, wrapper, _ = starts(tmp_path)[0]
+    os.kill(process, signal.SIGUSR2)  # SLURM may send it to every process of a job
+    os.kill(wrapper, signal.SIGUSR2)
+    wait_until(lambda: len(starts(tmp_path)) == 2)
+    assert (tmp_path / "stopped").exists()
+    assert not job.paths.result_pickle.exists()
+    (tmp_path / "may_end").touch()
+    wait_until(job.done)
+    assert has_succeeded(job)
+    assert len(starts(tmp_path)) == 2
+
+
+def test_a_terminated_local_job_stops_its_process_and_stays_stopped(local_job, tmp_path):
+    job = submitted(local_job(PATIENT, tries=3), tmp_path)
+    wait_until((tmp_path / "ready").exists)
+    os.kill(int(job.job_id), signal.SIGTERM)
+    wait_until(job.done)
+    assert (tmp_path / "stopped").exists()
+    assert len(starts(tmp_path)) == 1
+    assert not has_succeeded(job)
+
+
+def test_ctrl_c_ends_local_jobs_in_good_order(local_job, tmp_path):
+    """On a terminal, the signal goes to the script and to all that it has started."""
+    local_job(PATIENT)
+    program = f"""
+from pathlib import Path
+from cluster_job import TaskJob
+from cluster_queue import Shape, Stage, executor, run_here
+from errors import run_script
+folder = Path({str(tmp_path)!r})
+by = executor("local", folder / "logs", Shape(1, 0, 1, 1), {{"timeout_min": 5}})
+stage = Stage(by, {{"svhn": TaskJob([str(folder)], script=folder / "script.py")}})
+run_script(lambda: run_here([stage], 1))
+"""
+    command = [sys.executable, "-c", program]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, start_new_session=True, stdout=pipe, stderr=pipe, text=True
+    ) as script:
+        wait_until((tmp_path / "ready").exists)
+        os.killpg(script.pid, signal.SIGINT)
+        _, errors = script.communicate(timeout=60)
+    assert script.returncode == 130
+    assert errors == "SIGINT: stopped; the same command goes on where it can\n"
+    assert (tmp_path / "stopped").exists()
+    assert len(starts(tmp_path)) == 1
+
+
+def test_a_process_that_does_not_stop_is_killed(monkeypatch):
+    monkeypatch.setattr(cluster_job, "STOP_SECONDS", 0.2)
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True)"
+    command = [sys.executable, "-c", f"{code}; time.sleep(60)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        cluster_job.stop(process)
+        assert process.returncode == -signal.SIGKILL
+
+
+def test_targets_of_a_failed_source_are_not_started_and_all_are_named(local_job, tmp_path, capsys):
+    by = executor("local", tmp_path / "logs", ALONE, {"timeout_min": 5})
+    stages = [Stage(by, {"imagenet12": local_job(FAILS)}), Stage(by, {"svhn": local_job(FAILS)})]
+    jobs = run_here(stages, at_once=1)
+    assert len(starts(tmp_path)) == 1
+    log = log_of(jobs["imagenet12"])
+    assert "error: no such weights" in log.read_text()
+    with pytest.raises(SpotTuneError) as caught:
+        cluster.conclude([SOURCE, TASK_BY_NAME["svhn"]], jobs, tmp_path)
+    line = f"2 of 2 tasks failed: imagenet12 (log: {log}), svhn (never started)."
+    assert str(caught.value).startswith(line)
+    assert "imagenet12: no epoch is finished" in capsys.readouterr().out
+
+
+def test_collecting_prints_the_table_and_what_is_missing(trained, capsys):
+    arguments = ["--collect", "--ckpdir", str(trained.ckpdir)]
+    cluster.main(arguments)
+    table = capsys.readouterr().out
+    assert [line.split()[:2] for line in table.splitlines()[2:12]] == [[t.name, "2"] for t in TASKS]
+
+
+def test_collecting_names_tasks_that_are_not_finished(trained, tmp_path, capsys):
+    half = Checkpoint.load(trained.ckpdir / "svhn/checkpoint.pt")
+    (tmp_path / "svhn").mkdir()
+    half.history.pop()
+    half.save(tmp_path / "svhn/checkpoint.pt")
+    cluster.main(["--collect", "--ckpdir", str(tmp_path), "--tasks", "svhn", "dtd"])
+    last = capsys.readouterr().out.splitlines()[-2:]
+    assert last == ["svhn: 1 of 2 epochs are finished", "dtd: no epoch is finished"]
+
+
+def test_the_source_comes_first_and_alone_then_the_targets_with_most_images_first():
+    names = [[task.name for task in stage] for stage in cluster.stage_members(TASKS)]
+    assert names[0] == ["imagenet12"]
+    assert names[1][:3] == ["svhn", "cifar100", "gtsrb"]
+    assert names[1][-1] == "vgg-flowers"
+    assert len(names[1]) == 9
+    assert cluster.stage_members([TASK_BY_NAME["dtd"]]) == [[TASK_BY_NAME["dtd"]]]
+
+
+def test_one_process_needs_no_torchrun():
+    command = launch_command(["main.py", "--seed", "1"], 1, ONE_NODE)
+    assert command == [sys.executable, "main.py", "--seed", "1"]
+
+
+def test_several_processes_of_one_machine_are_started_once_by_torchrun():
+    command = launch_command(["main.py", "--seed", "1"], 4, ONE_NODE)
+    assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
+    assert {"--max-restarts=0", "--nnodes=1", "--nproc_per_node=4", "--standalone"} < set(command)
+    assert command[-3:] == ["main.py", "--seed", "1"]
+
+
+@pytest.mark.parametrize(("own", "is_host"), [(0, 1), (1, 0)])
+def test_the_torchruns_of_several_machines_meet_at_the_first_and_wait_finitely(own, is_host):
+    command = launch_command(["main.py"], 1, Nodes(["n3", "n8"], own, job=1234))
+    expected = {"--max-restarts=0", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d"}
+    expected |= {"--rdzv_endpoint=n3:21234", "--rdzv_id=1234"}
+    expected |= {f"--rdzv_conf=is_host={is_host},join_timeout=600,read_timeout=600"}
+    assert expected < set(command)
+
+
+def test_no_two_programs_would_take_the_same_flag():
+    """Else a flag for main.py would be swallowed here."""
+    ours, rest = cluster.parse_args([])
+    assert rest == []
+    assert not vars(ours).keys() & vars(cluster.parse_training([])).keys()
+
+
+def test_flags_that_are_not_named_here_reach_main_as_they_are():
+    argv = ["--tasks", "svhn", "dtd", "--wait", "--re", "40", "--sbatch", "qos=high", "a=b=c"]
+    args, rest = cluster.parse_args(argv)
+    assert rest == ["--tasks", "svhn", "dtd", "--re", "40"]
+    assert args.wait
+    assert args.sbatch == [("qos", "high"), ("a", "b=c")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--tasks", "mnist"], "'mnist'"),
+        (["--partiton", "gpu"], "--partiton"),
+        (["--cluster", "pbs"], "'pbs'"),
+        (["--gpus_per_node", "-1"], "--gpus_per_node: -1 given"),
+        (["--nodes", "0"], "--nodes: 0 given"),
+        (["--sbatch", "qos"], "qos given; expected KEY=VALUE"),
+        (["--logs", ""], "an empty name given"),
+    ],
+)
+def test_a_wrong_argument_is_told_in_one_line(flags, words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cluster.main(flags)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--cluster", "local", "--nodes", "2"], "--nodes 2: --cluster local has one machine"),
+        (["--cluster", "slurm"], "found no sbatch and srun here"),
+        (["--pretrained", "nowhere.t7"], "nowhere.t7: no such file"),
+        (["--nproc_per_node", "3", "--cluster", "local"], "cannot be divided among 3 processes"),
+        (["--resize", "70"], "--resize 70: expected a multiple of 8"),
+        (["--datadir", "nowhere"], "nowhere: no such folder"),
+        (["--collect"], "no task has a record there yet"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_submitted(
+    flags, words, decathlon_root, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    common = ["--datadir", str(decathlon_root), "--ckpdir", str(tmp_path / "checkpoints")]
+    with pytest.raises(SpotTuneError) as caught:
+        cluster.main([*common, *flags])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "checkpoints/logs").exists()
+
+
+def test_the_script_itself_ends_in_one_line_and_status_1(tmp_path):
+    done = run_script("cluster.py", "--cluster", "local", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: data/decathlon-1.0: no such folder")
+    assert done.stderr.count("\n") == 1
