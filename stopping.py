@@ -1,8 +1,9 @@
-"""Signals in training: the first one lets the step finish and be saved, a second ends at once."""
+"""Signals in training: the first one lets the step finish and be saved, a later ends at once."""
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,9 @@ from distributed import ALONE, Group
 from errors import STOP_SIGNALS, Stopped
 
 STDERR = 2
+# One stop may reach a process by several ways: a terminal and SLURM tell every process of a run,
+# torchrun and cluster.py tell theirs once more.
+ONE_STOP_SECONDS = 3.0
 
 
 class StopRequest:
@@ -17,15 +21,19 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number = None
+        self.since = 0.0
 
     def receive(self, number: int, frame: object) -> None:
-        """The signal handler: a later signal has its usual effect again, which is to end."""
-        self.number = number
-        for each in STOP_SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
-        # Not print: the signal may have come in the middle of another print.
-        line = f"{signal.Signals(number).name}: finishing this step, then saving\n"
-        os.write(STDERR, line.encode())
+        """The signal handler: a later signal has its usual effect, which is to end."""
+        now = time.monotonic()
+        if self.number is None:
+            self.number, self.since = number, now
+            # Not print: the signal may have come in the middle of another print.
+            line = f"{signal.Signals(number).name}: finishing this step, then saving\n"
+            os.write(STDERR, line.encode())
+        elif now - self.since > ONE_STOP_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def raise_if_asked(self, group: Group = ALONE) -> None:
         """Raise Stopped if a signal has come, to this process or another of its group."""

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import REPOSITORY
@@ -167,17 +168,47 @@ def test_a_signal_finishes_the_step_saves_says_so_and_exits_with_its_status(name
     assert not list(tmp_path.glob("**/*.tmp"))
 
 
-def test_a_second_signal_has_its_usual_effect_which_is_to_end_at_once():
-    request = StopRequest()
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        request.receive(signal.SIGTERM, None)
-        assert all(signal.getsignal(number) is signal.SIG_DFL for number in before)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    with pytest.raises(Stopped):
-        request.raise_if_asked()
+# A step that lasts until the test closes its standard input.
+LONG_STEP = """
+import sys
+import stopping
+from errors import run_script
+stopping.ONE_STOP_SECONDS = float(sys.argv[1])
+def main():
+    with stopping.deferred_stop() as stop:
+        print("ready", flush=True)
+        sys.stdin.read()
+        stop.raise_if_asked()
+run_script(main)
+"""
+
+
+def signalled_twice(one_stop_seconds):
+    """How a long step ends that gets two signals half a second apart."""
+    command = [sys.executable, "-c", LONG_STEP, str(one_stop_seconds)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        read_until(process, "ready")
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+def test_one_stop_that_comes_by_two_ways_still_finishes_the_step():
+    status, errors = signalled_twice(60)
+    assert status == 128 + signal.SIGTERM
+    assert errors.count("finishing this step") == 1
+
+
+def test_a_later_signal_has_its_usual_effect_which_is_to_end_at_once():
+    status, errors = signalled_twice(0.1)
+    assert status == -signal.SIGINT
+    assert "the same command goes on" not in errors
 
 
 def test_a_killed_process_is_gone_on_from(base, undisturbed, tmp_path):
