@@ -22,10 +22,10 @@ from arguments import (
     check_sides,
     data_folders,
     non_negative_float,
+    non_negative_int,
     number_of_blocks,
     positive_float,
     positive_int,
-    non_negative_int,
 )
 from crew import end_with_parent
 from decathlon import SOURCE, TASK_BY_NAME, DecathlonTask

@@ -13,7 +13,7 @@ from errors import STOP_SIGNALS, Stopped
 STDERR = 2
 # One stop may reach a process by several ways: a terminal and SLURM tell every process of a run,
 # torchrun and cluster.py tell theirs once more.
-ONE_STOP_SECONDS = 3.0
+ONE_STOP_SECONDS = 1.0
 
 
 class StopRequest:
