@@ -15,7 +15,15 @@ from pathlib import Path
 
 import torch
 
-from arguments import Parser, check_sides, data_folders, folder_name, positive_float, positive_int
+from arguments import (
+    Parser,
+    check_sides,
+    data_folders,
+    folder_name,
+    non_negative_int,
+    positive_float,
+    positive_int,
+)
 from checkpoints import Checkpoint, checkpoint_file
 from cluster_job import TaskJob
 from cluster_queue import (
@@ -57,7 +65,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
     add("--partition", help="SLURM's; unset: the cluster's default")
     add("--nodes", type=positive_int, default=1,
         help="machines on which imagenet12 is trained; a target task runs on one")
-    add("--gpus_per_node", type=whole_number, default=1,
+    add("--gpus_per_node", type=non_negative_int, default=1,
         help="GPUs of each machine for imagenet12, 0 for none; a target task takes one")
     add("--nproc_per_node", type=positive_int, metavar="N",
         help="processes of imagenet12 on each machine; unset: one for each GPU")
@@ -80,11 +88,6 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
         help="submit nothing; print the table of what has been trained so far")
     # fmt: on
     return parser.parse_known_args(argv)
-
-
-def whole_number(text: str) -> int:
-    """An argparse type: 0, 1, 2 ..."""
-    return 0 if text == "0" else positive_int(text)
 
 
 def sbatch_option(text: str) -> tuple[str, str]:
