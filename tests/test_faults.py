@@ -40,6 +40,7 @@ def one_line(process):
     """The only line of an error, from a process that ended with status 1."""
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1, said
+    assert said.count("\n") == 1, said
     (line,) = said.splitlines()
     return line
 
@@ -164,7 +165,7 @@ def limited(cls, name):
             with torch.no_grad():
                 model = getattr(self, "method", None) or self.evaluator
                 with self.compute.autocast():
-                    model.eval()(images[:1], rest[-1][:1])
+                    model.eval()(images[:1], [r for r in rest if torch.is_tensor(r)][-1][:1])
                 model.train(hasattr(self, "method"))
             limit()
         return original(self, images, *rest)
