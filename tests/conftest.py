@@ -82,3 +82,23 @@ def is_held(folder: Path) -> bool:
     except SpotTuneError:
         return True
     return False
+
+
+# Lines that slow tests print at the end of the run. Here, since a conftest.py of their own folder
+# would hide this one, from which they import.
+FIGURES = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config):
+    config.stash[FIGURES] = []
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for line in config.stash[FIGURES]:
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def figures(pytestconfig):
+    """A list of lines to print at the end."""
+    return pytestconfig.stash[FIGURES]
