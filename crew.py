@@ -10,6 +10,7 @@ A process ends in one of three ways:
     anything else                           died; started again, at most `retries` times
 """
 
+import math
 import os
 import selectors
 import shlex
@@ -24,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from errors import STOP_SIGNALS, printable
+from errors import ONE_STOP_SECONDS, STOP_SIGNALS, printable
 from progress import TaskDisplay, say, task_display
 
 POLL_SECONDS = 0.2
@@ -60,11 +61,18 @@ def run_tasks(
 
 @contextmanager
 def noted_signals() -> Iterator[list[signal.Signals]]:
-    """Collect signals in a list instead of being ended by them."""
+    """Collect signals in a list instead of being ended by them.
+
+    Those that follow at once are the same stop: some clusters preempt with two.
+    """
     noted: list[signal.Signals] = []
+    last = -math.inf
 
     def note(number: int, frame: object) -> None:
-        noted.append(signal.Signals(number))
+        nonlocal last
+        if time.monotonic() - last > ONE_STOP_SECONDS:
+            last = time.monotonic()
+            noted.append(signal.Signals(number))
 
     before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
     try:

@@ -23,8 +23,11 @@ REMEDIES = {
 READER_GONE = 141  # the status of a program that SIGPIPE ends: 128 + 13
 
 
-# Of a keyboard, of a batch system's limits, and of one that is about to preempt.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# Of a keyboard, of a batch system's limits, and of one that is about to preempt; submitit's.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# One stop may reach a process by several ways: a terminal and SLURM tell every process of a run,
+# torchrun and cluster.py tell theirs once more.
+ONE_STOP_SECONDS = 1.0
 
 
 class SpotTuneError(Exception):

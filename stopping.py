@@ -8,12 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from distributed import ALONE, Group
-from errors import STOP_SIGNALS, Stopped
+from errors import ONE_STOP_SECONDS, STOP_SIGNALS, Stopped
 
 STDERR = 2
-# One stop may reach a process by several ways: a terminal and SLURM tell every process of a run,
-# torchrun and cluster.py tell theirs once more.
-ONE_STOP_SECONDS = 1.0
 
 
 class StopRequest:

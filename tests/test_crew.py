@@ -9,12 +9,14 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections import Counter
 
 import pytest
 from conftest import PATIENCE, REPOSITORY, is_held, wait_until
 
 from crew import run_tasks
+from errors import ONE_STOP_SECONDS
 from progress import epochs_done
 
 SCRIPT = """
@@ -119,9 +121,10 @@ def test_a_task_that_dies_once_is_started_again_at_once_and_has_not_failed(crew,
     assert events(tmp_path) == ["begin a one", "begin a one", "begin b one"]
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_reaches_every_process_once_and_is_waited_for(name, parent, tmp_path):
-    """Sent to the whole group of the parent, as a terminal or a batch system does."""
+    """Sent to the whole group of the parent, as a terminal or a batch system does; and then again
+    by another name, as some batch systems do."""
     code = f"""
 def stop(number, frame):
     note("got")
@@ -136,6 +139,8 @@ time.sleep(600)
     wait_until(lambda: sum(event.startswith("ready") for event in events(tmp_path)) == 2)
     number = signal.Signals[name]
     os.killpg(run.pid, number)
+    time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGTERM)
     said, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == 128 + number
     assert Counter(event.split()[0] for event in events(tmp_path)) == {
@@ -156,6 +161,7 @@ def test_a_second_signal_kills_processes_that_do_not_end(parent, tmp_path):
     run.terminate()
     wait_until(lambda: sum(event.startswith("got") for event in events(tmp_path)) == 2)
     assert run.poll() is None
+    time.sleep(ONE_STOP_SECONDS + 0.1)  # at once it would be the same stop
     run.terminate()
     run.communicate(timeout=PATIENCE)
     assert run.returncode == 143

@@ -153,7 +153,7 @@ def read_until(process, text):
     return said
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_finishes_the_step_saves_says_so_and_exits_with_its_status(name, base, tmp_path):
     number = getattr(signal, name)
     process = start(base, tmp_path, "--nb_epochs", "100000")
