@@ -38,11 +38,13 @@ from cluster_queue import (
     submit,
     wait_for,
 )
+from crew import log_file
 from decathlon import SOURCE, TASK_BY_NAME, DecathlonTask
 from devices import Compute
 from distributed import Group, check_group
 from errors import SpotTuneError, run_script
-from main import check_tasks, pretrained_file, report
+from jobs import job_command
+from main import SCRIPT, check_tasks, pretrained_file, report
 from main import parse_args as parse_training
 from mean_std import read_mean_std
 from methods import METHODS
@@ -69,15 +71,14 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
         help="GPUs of each machine for imagenet12, 0 for none; a target task takes one")
     add("--nproc_per_node", type=positive_int, metavar="N",
         help="processes of imagenet12 on each machine; unset: one for each GPU")
-    add("--cpus_per_task", type=positive_int, default=4, help="cores for each process")
+    add("--cpus_per_task", type=positive_int, default=4,
+        help="cores for each process, and its threads, unless --threads says otherwise")
     add("--mem_gb", type=positive_float,
         help="memory of each machine; unset: the cluster's default")
     add("--timeout_min", type=positive_int, default=1440,
         help="time limit of a job in minutes; it returns to the queue when that is reached")
     add("--array_parallelism", type=positive_int, metavar="N",
         help="target tasks at the same time; unset: all on SLURM, one locally")
-    add("--tries", type=positive_int, default=3,
-        help="how often a job starts its process, should it die")
     add("--sbatch", type=sbatch_option, nargs="+", default=[], metavar="KEY=VALUE",
         help="more options for sbatch, such as account=vision qos=high")
     add("--logs", type=folder_name, metavar="DIR",
@@ -129,6 +130,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     processes = args.nproc_per_node or max(1, args.gpus_per_node)
     together = Shape(args.nodes, args.gpus_per_node, processes, args.cpus_per_task)
     alone = Shape(1, min(1, args.gpus_per_node), 1, args.cpus_per_task)
+    command = job_command(SCRIPT, training_argv, training.threads or args.cpus_per_task)
+
+    def program(task: str) -> list[str]:
+        _, *rest = command(task, training.device)  # without the Python
+        return rest
+
     stages = []
     for members in stage_members(tasks):
         trains_source = members == [SOURCE] and pretrained is None
@@ -136,10 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             check_group(Group(size=args.nodes * processes), training.batch_size, trains_source)
         shape = together if trains_source else alone
         jobs = {
-            task.name: TaskJob(
-                [*training_argv, "--tasks", task.name], shape.processes, shape.cores, args.tries
-            )
-            for task in members
+            name: TaskJob(name, program(name), training.ckpdir, shape.processes, training.retries)
+            for name in (task.name for task in members)
         }
         stages.append(Stage(executor(args.cluster, logs, shape, parameters), jobs))
 
@@ -204,7 +209,8 @@ def conclude(tasks: Sequence[DecathlonTask], jobs: Jobs, ckpdir: Path) -> None:
         if job is None or not has_started(job):
             failed.append(f"{task.name} (never started)")
         elif not has_succeeded(job):
-            failed.append(f"{task.name} (log: {log_of(job)})")
+            logs = [log_file(ckpdir, task.name), log_of(job)]
+            failed.append(f"{task.name} (see {' and '.join(map(str, logs))})")
     if failed:
         raise SpotTuneError(
             f"{len(failed)} of {len(tasks)} tasks failed: {', '.join(failed)}. The same command "

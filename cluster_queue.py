@@ -142,7 +142,7 @@ def announce(task: str, job: submitit.Job) -> None:
 
 
 def log_of(job: submitit.Job) -> Path:
-    """What the job prints, errors included; with a * where each node has a log of its own."""
+    """What the job says; with a * where each node has a log of its own."""
     first = job.task(0).paths.stdout
     return first if job.num_tasks == 1 else first.with_name(f"{job.job_id}_*_log.out")
 

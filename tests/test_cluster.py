@@ -5,13 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from conftest import REPOSITORY, run_script
+from conftest import PATIENCE, REPOSITORY, run_script, wait_until
 
 import cluster
-import cluster_job
 from checkpoints import Checkpoint
 from cluster_job import Nodes, TaskJob, launch_command
 from cluster_queue import Shape, Stage, executor, has_succeeded, log_of, run_here
@@ -52,34 +50,37 @@ def test_jobs_give_the_bits_of_a_sequential_run_from_any_folder(
     assert [line.split(":")[0] for line in said if ": job " in line] == names
     table = {line.split()[0]: line.split()[1:4] for line in said if line}
     for task in names:
+        environment = json.loads((ours / task / "environment.json").read_text())
+        assert environment["threads"] == 1  # as --cpus_per_task
         last = records(ours, task)[-1]
         figures = [f"{last[f'{split}_accuracy']:.2f}" for split in ("train", "val")]
         assert table[task] == ["2", *figures]
 
 
-# A job's script, in the place of main.py: it tells its process and its parent's, the job.
+# In the place of main.py: a script that tells its process and its parent's, the job.
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
 
 folder = Path(sys.argv[1])
 with (folder / "starts").open("a") as stream:
-    print(os.getpid(), os.getppid(), os.environ["OMP_NUM_THREADS"], file=stream)
+    print(os.getpid(), os.getppid(), file=stream)
 """
 # It goes on until it may end, a minute at most, and stops in good order when it is asked to.
 PATIENT = """
 def stop(number, frame):
     (folder / "stopped").touch()
-    sys.exit(143)
+    sys.exit(128 + number)
 
-signal.signal(signal.SIGTERM, stop)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+    signal.signal(number, stop)
 (folder / "ready").touch()
 begin = time.monotonic()
 while not (folder / "may_end").exists() and time.monotonic() < begin + 60:
     time.sleep(0.05)
 """
-DIES_TWICE = """
-if len((folder / "starts").read_text().splitlines()) < 3:
+DIES_ONCE = """
+if len((folder / "starts").read_text().splitlines()) < 2:
     os.kill(os.getpid(), signal.SIGKILL)
 """
 FAILS = "sys.exit('error: no such weights')"
@@ -89,10 +90,10 @@ FAILS = "sys.exit('error: no such weights')"
 def local_job(tmp_path):
     """Makes a TaskJob of a script that works in tmp_path."""
 
-    def make(body, **settings):
+    def make(task, body, retries=0):
         script = tmp_path / "script.py"
         script.write_text(SCRIPT + body)
-        return TaskJob([str(tmp_path)], script=script, **settings)
+        return TaskJob(task, [str(script), str(tmp_path)], tmp_path, retries=retries)
 
     return make
 
@@ -102,41 +103,24 @@ def submitted(job, folder):
 
 
 def starts(folder):
-    """Process, job's process and thread count of each start of the script."""
+    """Process, and job's process, of each start of the script."""
     path = folder / "starts"
     lines = path.read_text().splitlines() if path.exists() else []
     return [tuple(map(int, line.split())) for line in lines]
 
 
-def wait_until(holds):
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def test_a_process_that_dies_is_started_again_until_it_succeeds(local_job, tmp_path, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    job = submitted(local_job(DIES_TWICE, tries=3, threads=5), tmp_path)
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_process_that_dies_is_started_again_as_often_as_allowed(retries, local_job, tmp_path):
+    job = submitted(local_job("svhn", DIES_ONCE, retries), tmp_path)
     wait_until(job.done)
-    assert has_succeeded(job)
-    assert [threads for _, _, threads in starts(tmp_path)] == [5, 5, 5]
-    assert "script.py ended with status -9, try 2 of 3" in log_of(job).read_text()
-
-
-def test_a_process_that_dies_too_often_fails_its_job(local_job, tmp_path):
-    job = submitted(local_job(DIES_TWICE, tries=2), tmp_path)
-    wait_until(job.done)
-    assert not has_succeeded(job)
-    assert len(starts(tmp_path)) == 2
+    assert len(starts(tmp_path)) == 1 + retries
+    assert has_succeeded(job) == (retries == 1)
 
 
 def test_a_preempted_job_stops_its_process_in_good_order_and_runs_again(local_job, tmp_path):
-    job = submitted(local_job(PATIENT), tmp_path)
+    job = submitted(local_job("svhn", PATIENT, retries=2), tmp_path)
     wait_until((tmp_path / "ready").exists)
-    process, wrapper, _ = starts(tmp_path)[0]
-    os.kill(process, signal.SIGUSR2)  # SLURM may send it to every process of a job
-    os.kill(wrapper, signal.SIGUSR2)
+    os.kill(starts(tmp_path)[0][1], signal.SIGUSR2)
     wait_until(lambda: len(starts(tmp_path)) == 2)
     assert (tmp_path / "stopped").exists()
     assert not job.paths.result_pickle.exists()
@@ -147,7 +131,7 @@ def test_a_preempted_job_stops_its_process_in_good_order_and_runs_again(local_jo
 
 
 def test_a_terminated_local_job_stops_its_process_and_stays_stopped(local_job, tmp_path):
-    job = submitted(local_job(PATIENT, tries=3), tmp_path)
+    job = submitted(local_job("svhn", PATIENT, retries=2), tmp_path)
     wait_until((tmp_path / "ready").exists)
     os.kill(int(job.job_id), signal.SIGTERM)
     wait_until(job.done)
@@ -158,16 +142,14 @@ def test_a_terminated_local_job_stops_its_process_and_stays_stopped(local_job, t
 
 def test_ctrl_c_ends_local_jobs_in_good_order(local_job, tmp_path):
     """On a terminal, the signal goes to the script and to all that it has started."""
-    local_job(PATIENT)
+    job = local_job("svhn", PATIENT)
     program = f"""
-from pathlib import Path
+from pathlib import Path, PosixPath
 from cluster_job import TaskJob
 from cluster_queue import Shape, Stage, executor, run_here
 from errors import run_script
-folder = Path({str(tmp_path)!r})
-by = executor("local", folder / "logs", Shape(1, 0, 1, 1), {{"timeout_min": 5}})
-stage = Stage(by, {{"svhn": TaskJob([str(folder)], script=folder / "script.py")}})
-run_script(lambda: run_here([stage], 1))
+by = executor("local", Path({str(tmp_path)!r}) / "logs", Shape(1, 0, 1, 1), {{"timeout_min": 5}})
+run_script(lambda: run_here([Stage(by, {{"svhn": {job!r}}})], 1))
 """
     command = [sys.executable, "-c", program]
     pipe = subprocess.PIPE
@@ -176,33 +158,23 @@ run_script(lambda: run_here([stage], 1))
     ) as script:
         wait_until((tmp_path / "ready").exists)
         os.killpg(script.pid, signal.SIGINT)
-        _, errors = script.communicate(timeout=60)
+        _, errors = script.communicate(timeout=PATIENCE)
     assert script.returncode == 130
     assert errors == "SIGINT: stopped; the same command goes on where it can\n"
     assert (tmp_path / "stopped").exists()
     assert len(starts(tmp_path)) == 1
 
 
-def test_a_process_that_does_not_stop_is_killed(monkeypatch):
-    monkeypatch.setattr(cluster_job, "STOP_SECONDS", 0.2)
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True)"
-    command = [sys.executable, "-c", f"{code}; time.sleep(60)"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        process.stdout.readline()
-        cluster_job.stop(process)
-        assert process.returncode == -signal.SIGKILL
-
-
 def test_targets_of_a_failed_source_are_not_started_and_all_are_named(local_job, tmp_path, capsys):
     by = executor("local", tmp_path / "logs", ALONE, {"timeout_min": 5})
-    stages = [Stage(by, {"imagenet12": local_job(FAILS)}), Stage(by, {"svhn": local_job(FAILS)})]
+    stages = [Stage(by, {task: local_job(task, FAILS)}) for task in ("imagenet12", "svhn")]
     jobs = run_here(stages, at_once=1)
     assert len(starts(tmp_path)) == 1
-    log = log_of(jobs["imagenet12"])
-    assert "error: no such weights" in log.read_text()
+    logs = [tmp_path / "imagenet12/log.txt", log_of(jobs["imagenet12"])]
+    assert all("error: no such weights" in log.read_text() for log in logs)
     with pytest.raises(SpotTuneError) as caught:
         cluster.conclude([SOURCE, TASK_BY_NAME["svhn"]], jobs, tmp_path)
-    line = f"2 of 2 tasks failed: imagenet12 (log: {log}), svhn (never started)."
+    line = f"2 of 2 tasks failed: imagenet12 (see {logs[0]} and {logs[1]}), svhn (never started)."
     assert str(caught.value).startswith(line)
     assert "imagenet12: no epoch is finished" in capsys.readouterr().out
 
@@ -248,7 +220,8 @@ def test_several_processes_of_one_machine_are_started_once_by_torchrun():
 @pytest.mark.parametrize(("own", "is_host"), [(0, 1), (1, 0)])
 def test_the_torchruns_of_several_machines_meet_at_the_first_and_wait_finitely(own, is_host):
     command = launch_command(["main.py"], 1, Nodes(["n3", "n8"], own, job=1234))
-    expected = {"--max-restarts=0", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d"}
+    expected = {"--signals-to-handle=SIGINT,SIGTERM,SIGUSR1,SIGUSR2"}
+    expected |= {"--max-restarts=0", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d"}
     expected |= {"--rdzv_endpoint=n3:21234", "--rdzv_id=1234"}
     expected |= {f"--rdzv_conf=is_host={is_host},join_timeout=600,read_timeout=600"}
     assert expected < set(command)

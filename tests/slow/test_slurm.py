@@ -12,7 +12,7 @@ from private_slurm import squeue, started, wait_until, what_is_missing
 
 import main
 from checkpoints import Checkpoint, checkpoint_file
-from cluster_job import MAIN, Nodes, launch_command
+from cluster_job import Nodes, launch_command
 from records import TIMING_FIELDS
 
 TASKS = ("imagenet12", "svhn", "dtd")
@@ -116,8 +116,13 @@ def assert_same(ckpdir, undisturbed, task):
 
 
 def log(ckpdir, job):
-    """What was printed on all nodes of a job."""
+    """What was said on all nodes of a job."""
     return "".join(path.read_text() for path in sorted(ckpdir.glob(f"logs/{job}_*_log.out")))
+
+
+def printed(ckpdir, task):
+    """All that the task's processes printed."""
+    return (ckpdir / task / "log.txt").read_text()
 
 
 def command(*words):
@@ -142,7 +147,8 @@ def test_preempted_and_requeued_jobs_end_with_the_bits_of_an_undisturbed_run(
     assert follower.ended() == 0, follower.output.read_text()
     for task, job in zip(TASKS, (source, svhn, dtd), strict=True):
         assert log(ckpdir, job).count("Starting with JobEnvironment") == 2, task
-        assert f"of {EPOCHS} epochs were finished before" in log(ckpdir, job), task
+        assert f"of {EPOCHS} epochs were finished before" in printed(ckpdir, task), task
+        assert "stopped; the same command goes on" in printed(ckpdir, task), task
         assert_same(ckpdir, undisturbed, task)
     assert any(line.split()[:2] == ["dtd", str(EPOCHS)] for line in follower.said())
 
@@ -151,11 +157,11 @@ def test_targets_of_a_failed_source_never_start_and_all_are_named(
     slurm, decathlon_root, tmp_path, follow
 ):
     ckpdir = tmp_path / "checkpoints"
-    argv = arguments(decathlon_root, ckpdir, "--tasks", *TASKS, "--lr", "1e30", "--tries", "1")
+    argv = arguments(decathlon_root, ckpdir, "--tasks", *TASKS, "--lr", "1e30")
     follower = follow(*argv)
     assert follower.ended() == 1
     error = follower.said()[-1]
-    assert error.startswith("error: 3 of 3 tasks failed: imagenet12 (log: ")
+    assert error.startswith("error: 3 of 3 tasks failed: imagenet12 (see ")
     assert "svhn (never started), dtd (never started)" in error
     assert "the loss became nan" in log(ckpdir, follower.job_of("imagenet12"))
     assert squeue("%i") == []
@@ -170,7 +176,7 @@ def test_a_cancelled_job_stays_cancelled(slurm, decathlon_root, undisturbed, tmp
     svhn = in_the_middle(follower, ckpdir, "svhn")
     command("scancel", svhn)
     assert follower.ended() == 1
-    assert "1 of 1 tasks failed: svhn (log: " in follower.said()[-1]
+    assert "1 of 1 tasks failed: svhn (see " in follower.said()[-1]
     assert log(ckpdir, svhn).count("Starting with JobEnvironment") == 1
     assert squeue("%i") == []
 
@@ -188,7 +194,7 @@ def test_what_slurm_refuses_is_told_in_one_line_and_leaves_nothing(slurm, decath
 def together(decathlon_root, tmp_path_factory):
     """imagenet12, trained by two processes of one machine that nobody disturbs."""
     ckpdir = tmp_path_factory.mktemp("together")
-    program = [str(MAIN), *arguments(decathlon_root, ckpdir, "--tasks", "imagenet12")]
+    program = [str(main.SCRIPT), *arguments(decathlon_root, ckpdir, "--tasks", "imagenet12")]
     torchrun = launch_command(program, 2, Nodes(["localhost"], own=0, job=0))
     subprocess.run(torchrun, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return ckpdir
@@ -213,13 +219,14 @@ def test_the_source_on_two_nodes_survives_a_kill_and_preemption(
     before = trainers(ckpdir)
     assert len(before) == 2
     os.kill(max(before), signal.SIGKILL)
-    wait_until(lambda: log(ckpdir, job).count("finished before") == 1, 120, "the second try")
+    wait_until(lambda: printed(ckpdir, "imagenet12").count("finished before"), 120, "a second try")
     epochs = finished_epochs(ckpdir, "imagenet12")
     wait_until(lambda: finished_epochs(ckpdir, "imagenet12") > epochs, 120, "another epoch")
     command("scancel", "--signal=USR2", job)
 
     assert follower.ended() == 0, follower.output.read_text()
-    assert log(ckpdir, job).count("main.py ended with status 1, try 1 of 3") == 2  # on both
-    assert log(ckpdir, job).count("finished before") == 2
+    assert log(ckpdir, job).count("started again from its checkpoint (1 of 2)") == 2  # on both
+    assert printed(ckpdir, "imagenet12").count("finished before") == 2
+    assert printed(ckpdir, "imagenet12").count("stopped; the same command goes on") == 2
     assert log(ckpdir, job).count("Starting with JobEnvironment") == 4
     assert_same(ckpdir, together, "imagenet12")
