@@ -22,7 +22,7 @@ from errors import SpotTuneError, brief
 from files import keep_copy, write_whole
 from progress import say
 from safe_pickle import MISFITS, RefusedError
-from saved_values import read_saved
+from saved_values import vetted
 from settings import Settings
 
 # What files raise that cannot be read: of a zip that is cut short, or of a newer kind; the last two
@@ -147,8 +147,7 @@ def _read(path: Path, advice: str) -> object:
     if not path.is_file():
         raise SpotTuneError(f"{path}: no such checkpoint. Train the task with main.py")
     try:
-        read_saved(path)  # refuses what would make torch.load wait for ever or take all memory
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(vetted(path), map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         found = f" ({error})" if isinstance(error, RefusedError) else ""
         raise SpotTuneError(

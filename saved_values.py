@@ -1,16 +1,18 @@
-"""What `torch.save` wrote, read back as plain values and tensors without running anything in it.
+"""What `torch.save` wrote, looked through without running anything in it, before it is loaded.
 
 `torch.load(weights_only=True)` runs nothing foreign either, but it believes a file's sizes: a few
 bytes can make it take all memory (a bytearray of 2^40, a tensor that repeats one element, a
-deflated storage) or keep it busy for ever (a nested tuple as a key). This reader's work and memory
+deflated storage) or keep it busy for ever (a nested tuple as a key). Here the work and the memory
 are bounded by the size of the file.
 
 Layout, a zip without compression:
     FOLDER/data.pkl     a protocol 2 pickle
     FOLDER/byteorder    "little"
-    FOLDER/data/KEY     the storages that the pickle refers to
+    FOLDER/data/KEY     the storages that the pickle refers to, by number
 """
 
+import io
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from torch import Tensor
 from safe_pickle import PickleReader, Record, RefusedError
 from tensor_notes import (
     TENSOR_NAMES,
+    Storage,
     Storages,
     as_elements,
     build_tensor,
@@ -38,33 +41,76 @@ ENCRYPTED = 1  # a bit of a zip member's flags
 PLAIN = (type(None), bool, int, float, str)
 
 
-def read_saved(path: Path) -> object:
-    """The saved value: dicts, lists, tuples, numbers, text, and tensors on the CPU.
+@dataclass(frozen=True)
+class Saved:
+    """The parts of a file that count."""
 
-    An OrderedDict comes back as a dict, a parameter as a tensor; tensors are float32 or int64, with
-    memory of their own, and finite. Raises for any other file `RefusedError`, one of `MISFITS`, or
-    what `zipfile` raises.
+    size: int  # of the file, in bytes
+    pickled: bytes
+    note: object  # what the pickle says
+    declared: Mapping[str, Storage]  # by key
+    stored: Mapping[str, bytes]  # the storages' bytes, by key
+
+    @classmethod
+    def read(cls, path: Path) -> "Saved":
+        """For a file of another form raises RefusedError, one of MISFITS, or what zipfile does."""
+        size = path.stat().st_size
+        with zipfile.ZipFile(path) as archive:
+            members = stored_members(archive, size)
+            if "data.pkl" not in members:
+                raise RefusedError("a zip file without data.pkl")
+            if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+                raise RefusedError("numbers that are not little-endian")
+            pickled = archive.read(members["data.pkl"])
+            note, declared = read_pickle(pickled, max_bytes=size)
+            stored = {key: archive.read(members[f"data/{key}"]) for key in declared}
+        return cls(size, pickled, note, declared, stored)
+
+    def value(self) -> object:
+        """The saved value: dicts, lists, tuples, numbers, text, and tensors on the CPU.
+
+        An OrderedDict comes back as a dict, a parameter as a tensor; tensors are float32 or int64,
+        with memory of their own, and finite. Raises RefusedError for all else.
+        """
+        memory = {key: as_elements(self.declared[key], raw) for key, raw in self.stored.items()}
+        return Unfolding(memory, bytes_left=self.size).value(self.note)
+
+    def as_zip(self) -> io.BytesIO:
+        """These parts alone, as `torch.load` takes them."""
+        stream = io.BytesIO()
+        storages = {f"data/{key}": raw for key, raw in self.stored.items()}
+        facts = {"data.pkl": self.pickled, "byteorder": b"little", "version": b"3\n"}
+        with zipfile.ZipFile(stream, "w") as archive:
+            for name, data in {**facts, **storages}.items():
+                archive.writestr(f"archive/{name}", data)
+        stream.seek(0)
+        return stream
+
+
+def vetted(path: Path) -> io.BytesIO:
+    """A file's content for `torch.load`, which it can neither exhaust nor keep busy.
+
+    Written anew, since there are several ways to read a zip: where two follow each other, or two
+    names differ only in their case, `torch.load` would find other bytes than were looked through.
+    Raises as `Saved.read` and `Saved.value` do.
     """
-    size = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
-        members = stored_members(archive, size)
-        if "data.pkl" not in members:
-            raise RefusedError("a zip file without data.pkl")
-        if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
-            raise RefusedError("numbers that are not little-endian")
-        storages = Storages(max_bytes=size)
-        pickled = archive.read(members["data.pkl"])
-        reader = PickleReader(
-            pickled, TENSOR_NAMES.__contains__, storages.resolve, max_opcodes=MAX_OPCODES
-        )
-        note = reader.read()
-        if reader.position != len(pickled):
-            raise RefusedError("bytes after the end of the pickle")
-        memory = {
-            key: as_elements(storage, archive.read(members[f"data/{key}"]))
-            for key, storage in storages.declared.items()
-        }
-    return Unfolding(memory, bytes_left=size).value(note)
+    saved = Saved.read(path)
+    saved.value()
+    return saved.as_zip()
+
+
+def read_pickle(pickled: bytes, max_bytes: int) -> tuple[object, dict[str, Storage]]:
+    """What a pickle says, and the storages that it refers to, by key."""
+    storages = Storages(max_bytes)
+    reader = PickleReader(
+        pickled, TENSOR_NAMES.__contains__, storages.resolve, max_opcodes=MAX_OPCODES
+    )
+    note = reader.read()
+    if reader.position != len(pickled):
+        raise RefusedError("bytes after the end of the pickle")
+    if not all(re.fullmatch("[0-9]+", key) for key in storages.declared):
+        raise RefusedError("a storage that has no number")
+    return note, storages.declared
 
 
 def stored_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:

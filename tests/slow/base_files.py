@@ -164,6 +164,7 @@ def checkpoint(kind: str, task: str, categories: list[int]) -> Checkpoint:
     for optimizer in optimizers:
         optimizer.step()
     shares = [0.5] * 12 if kind == "spottune" else None
+    sums = EpochSums.zero(method.num_blocks, torch.device("cpu"))
     return Checkpoint(
         task=task,
         kind=kind,
@@ -172,10 +173,7 @@ def checkpoint(kind: str, task: str, categories: list[int]) -> Checkpoint:
         weights=method.state_dict(),
         optimizers=[optimizer.state_dict() for optimizer in optimizers],
         history=[record(1, shares)],
-        unfinished={
-            **EpochSums.zero(method.num_blocks, torch.device("cpu")).state_dict(),
-            "steps": 1,
-        },
+        unfinished={**sums.state_dict(), "steps": 1},
     )
 
 

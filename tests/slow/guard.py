@@ -21,9 +21,9 @@ SECONDS = 10.0  # that one file may take; the slowest takes a tenth of it
 LONGEST_MESSAGE = 500  # characters, without the names of folders
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 HARMLESS = {"object.__getattr__", "object.__setattr__", "sys._getframe", "builtins.id"}
-HARMLESS |= {"mmap.__new__", "array.__new__"}
+HARMLESS |= {"mmap.__new__", "array.__new__", "sys._getframemodulename", "fcntl.flock"}
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
-CHANGES |= {"os.listdir", "os.scandir"}
+CHANGES |= {"os.listdir", "os.scandir", "pathlib.Path.glob"}
 
 
 class ForbiddenError(BaseException):
