@@ -200,7 +200,7 @@ def odd_values() -> list[object]:
     around.append(around)
     tensors = [
         torch.zeros(1).expand(2**40),
-        torch.zeros(4).as_strided((2**26,), (0,)),
+        torch.zeros(4).as_strided((2**24,), (0,)),
         torch.empty(3, device="meta"),
         torch.eye(2).to_sparse(),
         torch.full((4,), torch.nan),

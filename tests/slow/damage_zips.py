@@ -83,7 +83,7 @@ def damaged_zip(
     # The first member of our own files matters most.
     place = 0 if chance.random() < 0.5 else chance.randrange(len(members))
     here = members[place]
-    kind = chance.randrange(10)
+    kind = chance.randrange(12)
     if kind <= 4:
         members[place] = member(here.name, damaged_content(here.raw, chance))
     elif kind == 5:
@@ -94,9 +94,15 @@ def damaged_zip(
         members.insert(place, here._replace(name=chance.choice(members).name))
     elif kind == 8:
         members[place] = compressed(here, chance)
-    else:
+    elif kind == 9:
         members[place] = bomb()._replace(name=here.name)
+    elif kind == 10:  # two names that differ in case
+        members.insert(place, member(here.name.swapcase(), damaged_content(here.raw, chance)))
     whole = zip_of(members)
+    if kind == 11:  # two zips, one behind the other
+        members[place] = member(here.name, damaged_content(here.raw, chance))
+        both = [whole, zip_of(members)]
+        whole = b"".join(both if chance.random() < 0.5 else reversed(both))
     return with_lying_headers(whole, chance) if chance.random() < 0.3 else whole
 
 

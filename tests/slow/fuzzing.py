@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 import torch  # noqa: E402
-from guard import Guard, limit_memory, memory_now, outcome  # noqa: E402
+from guard import Guard, count_peak_anew, limit_memory, memory_now, outcome  # noqa: E402
 from kinds import KINDS, Kind  # noqa: E402
 
 # What zip files and JSON may be written in; Python imports each when it first meets it.
@@ -50,23 +50,24 @@ def run(name: str, first: int, end: int, folder: Path) -> None:
     guard = Guard(folder, writable=folder / "out")
     warm_up(kind, guard)
     counts = {"loaded": 0, "refused": 0, "failed": 0}
-    slowest = (0.0, first)
+    slowest, most = (0.0, first), (0, first)
     place = os.open(folder / "case", os.O_CREAT | os.O_WRONLY)
     limit_memory(kind.mebibytes)
-    before = memory_now("VmRSS")
     for number in range(first, end):
         os.pwrite(place, f"{number:8}".encode(), 0)
         kind.before()
         kind.path.write_bytes(kind.damaged(Random(f"{name} {number}")))
-        begin = time.process_time()
+        count_peak_anew()
+        memory, begin = memory_now("VmRSS"), time.process_time()
         result = outcome(kind.read, guard)
         slowest = max(slowest, (time.process_time() - begin, number))
+        most = max(most, (memory_now("VmHWM") - memory, number))
         if result not in counts:
             print(json.dumps({"case": number, "result": result}), flush=True)
             result = "failed"
         counts[result] += 1
-    added = memory_now("VmHWM") - before
-    figures = {"slowest_s": slowest[0], "slowest_case": slowest[1], "added_MiB": added}
+    figures = {"slowest_s": slowest[0], "slowest_case": slowest[1]}
+    figures |= {"added_MiB": most[0], "added_case": most[1]}
     print(json.dumps(counts | figures), flush=True)
 
 

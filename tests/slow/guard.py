@@ -124,8 +124,12 @@ def memory_now(field: str) -> int:
     raise LookupError(field)
 
 
+def count_peak_anew() -> None:
+    """Let the peak be that of what follows."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def limit_memory(mebibytes: int) -> None:
     """From here on no more further address space than this, be it touched or only asked for."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
     limit = (memory_now("VmSize") + mebibytes) * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

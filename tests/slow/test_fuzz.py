@@ -26,6 +26,8 @@ CASES = {
     "image": 2000,
     "archive": 2000,
 }
+MOST_MEBIBYTES = 32  # of memory that reading a file of some kilobytes may add
+OF_IMAGES = 512  # one of 89 million pixels, Pillow's limit, takes 0.4 GB
 MOST_DEATHS = 3  # of a process, before the rest of its cases is left
 
 pytestmark = pytest.mark.skipif(
@@ -84,6 +86,7 @@ def test_a_damaged_file_is_loaded_or_refused_in_one_clear_line(kind, tmp_path, f
     )
     assert not tally.failures
     assert tally.loaded + tally.refused == CASES[kind]
+    assert tally.added_MiB < (OF_IMAGES if kind == "image" else MOST_MEBIBYTES)
     assert tally.loaded and tally.refused  # damage that spares, and damage that does not
 
 
