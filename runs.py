@@ -228,7 +228,8 @@ class Keeper:
     def tested(self, epoch: int, val_data: TaskData) -> dict[str, Tested]:
         """Val figures by test-time policy; empty where the epoch is not to be evaluated."""
         is_last = epoch + 1 == self.run.settings.epochs
-        if not is_last and (epoch + 1) % self.pace.eval_every or not self.group.is_first:
+        is_due = is_last or (epoch + 1) % self.pace.eval_every == 0
+        if not is_due or not self.group.is_first:
             return {}
         method, compute = self.trainer.method, self.trainer.compute
         policies = method.policies if is_last else ()

@@ -82,8 +82,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="one run each")
     add("--methods", nargs="+", choices=[row.name for row in ROWS], metavar="METHOD",
         default=[row.name for row in ROWS], help="any of %(choices)s; unset: all")  # fmt: skip
-    add("--tasks", nargs="+", choices=list(LENGTHS), metavar="TASK", default=list(LENGTHS),
-        help="any of %(choices)s; unset: all")  # fmt: skip
     add("--jobs", type=positive_int, default=os.cpu_count(), help="runs at a time, a thread each")
     return parser.parse_args(argv)
 
@@ -96,20 +94,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         for row in rows:  # so that the first seed's table is there first
             folder = args.workdir / row.name / f"seed{seed}"
             kept = args.out / "records" / row.name / f"seed{seed}"
-            archives = [
-                args.out
-                / "submissions"
-                / "_".join(filter(None, (row.name, policy)))
-                / f"seed{seed}.zip"
-                for policy in row.policies
-            ]
+            names = [f"{row.name}_{policy}" if policy else row.name for policy in row.policies]
+            archives = [args.out / "submissions" / name / f"seed{seed}.zip" for name in names]
             if all(archive.exists() for archive in archives):
                 say(f"{row.name}, seed {seed}: done before")
                 continue
             flags = [*data, *row.flags, *SHARED, "--seed", str(seed), "--ckpdir", str(folder)]
             flags += ["--pretrained", str(args.pretrained), "--eval_every", "3"]
             run("main.py", *flags, "--tasks", SOURCE, log=folder / "log.txt")
-            train_all(flags, args.tasks, folder, args.jobs)
+            train_all(flags, folder, args.jobs)
             keep_records(folder, kept)
             for policy, archive in zip(row.policies, archives, strict=True):
                 submit(data, folder, policy, archive)
@@ -121,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     say(f"{args.out / 'page' / 'report.html'}; with images of extremes: {args.workdir / 'page'}")
 
 
-def train_all(flags: list[str], tasks: Sequence[str], folder: Path, jobs: int) -> None:
+def train_all(flags: list[str], folder: Path, jobs: int) -> None:
     """One run of main.py a task, `jobs` at a time."""
 
     def train(task: str) -> None:
@@ -130,7 +123,7 @@ def train_all(flags: list[str], tasks: Sequence[str], folder: Path, jobs: int) -
         run("main.py", *flags, *own, log=folder / f"{task}_log.txt")
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(train, tasks))
+        list(pool.map(train, LENGTHS))
 
 
 def keep_records(folder: Path, kept: Path) -> None:
