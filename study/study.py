@@ -6,15 +6,19 @@ One command repeats it, from images and source weights to records, test submissi
 
 Each task of a method and seed is a run of main.py, several at a time; what was done before is not
 done again. The runs (checkpoints, about 12 GB) stay in --workdir; what the repository keeps goes to
---out: the records, results.zip of every method and seed, and the page that report.py makes of them.
+--out: the records, results.zip of every method and seed, the page that report.py makes of them.
+
+A second part asks whether SpotTune is behind fine-tuning for want of steps: both once more, on
+three tasks, with every schedule four times as long. Its records and page lie in --out/longer.
 """
 
 import argparse
+import itertools
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +75,13 @@ LENGTHS = {
     "vgg-flowers": Length(10, 7),
 }
 
+LONGER = 4
+LONGER_ROWS = ("finetune", "spottune")
+LONGER_LENGTHS = {
+    task: Length(LONGER * LENGTHS[task].epochs, LONGER * LENGTHS[task].drop)
+    for task in ("aircraft", "cifar100", "vgg-flowers")
+}
+
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser("Repeat the study on a small Decathlon of real images.")
@@ -90,49 +101,73 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     rows = [row for row in ROWS if row.name in args.methods]
     data = ["--datadir", str(args.datadir)]
-    for seed in args.seeds:
-        for row in rows:  # so that the first seed's table is there first
-            folder = args.workdir / row.name / f"seed{seed}"
-            kept = args.out / "records" / row.name / f"seed{seed}"
-            names = [f"{row.name}_{policy}" if policy else row.name for policy in row.policies]
-            archives = [args.out / "submissions" / name / f"seed{seed}.zip" for name in names]
-            if all(archive.exists() for archive in archives):
-                say(f"{row.name}, seed {seed}: done before")
-                continue
-            flags = [*data, *row.flags, *SHARED, "--seed", str(seed), "--ckpdir", str(folder)]
-            flags += ["--pretrained", str(args.pretrained), "--eval_every", "3"]
-            run("main.py", *flags, "--tasks", SOURCE, log=folder / "log.txt")
-            train_all(flags, folder, args.jobs)
-            keep_records(folder, kept)
-            for policy, archive in zip(row.policies, archives, strict=True):
-                submit(data, folder, policy, archive)
-            say(f"{row.name}, seed {seed}: done")
+    flags = [*data, "--pretrained", str(args.pretrained), *SHARED, "--eval_every", "3"]
+    records, longer = args.out / "records", args.out / "longer" / "records"
+
+    for seed, row in itertools.product(args.seeds, rows):  # so that a seed's table is there early
+        folder = args.workdir / row.name / f"seed{seed}"
+        names = [f"{row.name}_{policy}" if policy else row.name for policy in row.policies]
+        archives = [args.out / "submissions" / name / f"seed{seed}.zip" for name in names]
+        if all(archive.exists() for archive in archives):
+            say(f"{row.name}, seed {seed}: done before")
+            continue
+        train(row, seed, LENGTHS, flags, folder, args.jobs)
+        keep_records(folder, records / row.name / f"seed{seed}", LENGTHS)
+        for policy, archive in zip(row.policies, archives, strict=True):
+            submit(data, folder, policy, archive)
+        say(f"{row.name}, seed {seed}: done")
+
+    for seed, row in itertools.product(args.seeds, rows):
+        kept = longer / row.name / f"seed{seed}"
+        if row.name not in LONGER_ROWS or kept.exists():
+            continue
+        folder = args.workdir / "longer" / row.name / f"seed{seed}"
+        train(row, seed, LONGER_LENGTHS, flags, folder, args.jobs)
+        keep_records(folder, kept, LONGER_LENGTHS)
+        say(f"{row.name}, seed {seed}, {LONGER} times as long: done")
+
     log = args.workdir / "report_log.txt"
-    records = args.out / "records"
-    run("report.py", records, "--out", args.out / "page", "--datadir", HERE, log=log)  # no images
+    no_images = ["--datadir", HERE]
+    run("report.py", records, "--out", args.out / "page", *no_images, log=log)
     run("figures.py", records, "--out", args.workdir / "page", *data, log=log)  # with images
+    if longer.exists():
+        run("report.py", longer, "--out", longer.parent / "page", *no_images, log=log)
     say(f"{args.out / 'page' / 'report.html'}; with images of extremes: {args.workdir / 'page'}")
 
 
-def train_all(flags: list[str], folder: Path, jobs: int) -> None:
-    """One run of main.py a task, `jobs` at a time."""
+def train(
+    row: Row,
+    seed: int,
+    lengths: Mapping[str, Length],
+    flags: Sequence[str],
+    folder: Path,
+    jobs: int,
+) -> None:
+    """The source, then one run of main.py a task, `jobs` at a time."""
+    flags = [*flags, *row.flags, "--seed", str(seed), "--ckpdir", str(folder)]
+    run("main.py", *flags, "--tasks", SOURCE, log=folder / "log.txt")
 
-    def train(task: str) -> None:
-        length = LENGTHS[task]
+    def target(task: str) -> None:
+        length = lengths[task]
         own = ["--tasks", task, "--nb_epochs", str(length.epochs), "--step1", str(length.drop)]
         run("main.py", *flags, *own, log=folder / f"{task}_log.txt")
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(train, LENGTHS))
+        list(pool.map(target, lengths))
 
 
-def keep_records(folder: Path, kept: Path) -> None:
-    """Copy what is small and tells everything: no weights, no images."""
-    for task in (SOURCE, *LENGTHS):
+def keep_records(folder: Path, kept: Path, tasks: Iterable[str]) -> None:
+    """Copy what is small and tells everything: no weights, no images. All of it, or nothing."""
+    partial = kept.with_name(f"{kept.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for task in (SOURCE, *tasks):
+        (partial / task).mkdir(parents=True)
         for name in RECORDS:
             if (folder / task / name).exists():
-                (kept / task).mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(folder / task / name, kept / task / name)
+                shutil.copyfile(folder / task / name, partial / task / name)
+    if kept.exists():
+        shutil.rmtree(kept)
+    partial.rename(kept)
 
 
 def submit(data: list[str], folder: Path, policy: str, archive: Path) -> None:
