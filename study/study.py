@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,7 +154,12 @@ def train(
         run("main.py", *flags, *own, log=folder / f"{task}_log.txt")
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(target, lengths))
+        runs = [pool.submit(target, task) for task in lengths]
+        try:
+            for done in as_completed(runs):
+                done.result()
+        finally:  # after a failure or a signal no other is begun
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def keep_records(folder: Path, kept: Path, tasks: Iterable[str]) -> None:
