@@ -63,7 +63,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
     add = parser.add_argument
     # fmt: off
     add("--cluster", choices=["slurm", "local"], default="slurm",
-        help="local: processes of this machine, to try a command out")
+        help="local: processes of this machine, on its first GPUs, to try a command out")
     add("--partition", help="SLURM's; unset: the cluster's default")
     add("--nodes", type=positive_int, default=1,
         help="machines on which imagenet12 is trained; a target task runs on one")
@@ -117,14 +117,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         pace=Pace(training.eval_every, 60 * training.checkpoint_minutes),
     )
     check_tasks(tasks, place, pretrained, METHODS[training.method].from_source)
-    check_cluster(args.cluster, args.nodes)
+    at_once = args.array_parallelism or (1 if args.cluster == "local" else len(tasks))
+    check_cluster(args.cluster, args.nodes, args.gpus_per_node, at_once)
 
     logs = args.logs or training.ckpdir / "logs"
     parameters = {
         "timeout_min": args.timeout_min,
         "mem_gb": args.mem_gb,
         "slurm_partition": args.partition,
-        "slurm_array_parallelism": args.array_parallelism or len(tasks),
+        "slurm_array_parallelism": at_once,
         "slurm_additional_parameters": {**SBATCH, **dict(args.sbatch)},
     }
     processes = args.nproc_per_node or max(1, args.gpus_per_node)
@@ -149,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         stages.append(Stage(executor(args.cluster, logs, shape, parameters), jobs))
 
     if args.cluster == "local":
-        conclude(tasks, run_here(stages, args.array_parallelism or 1), training.ckpdir)
+        conclude(tasks, run_here(stages, at_once), training.ckpdir)
         return
     jobs = submit(stages)
     if args.wait:
@@ -158,10 +159,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         conclude(tasks, jobs, training.ckpdir)
 
 
-def check_cluster(cluster: str, nodes: int) -> None:
+def check_cluster(cluster: str, nodes: int, gpus: int, at_once: int) -> None:
     """Raise SpotTuneError if jobs cannot be submitted from here."""
     if cluster == "local" and nodes > 1:
         raise SpotTuneError(f"--nodes {nodes}: --cluster local has one machine; leave --nodes out")
+    if cluster == "local" and gpus and at_once > 1:
+        raise SpotTuneError(
+            f"--array_parallelism {at_once}: --cluster local would put all jobs on the first GPU; "
+            f"`python main.py` uses every GPU of a machine, or try with --gpus_per_node 0"
+        )
     if cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
         raise SpotTuneError(
             "--cluster slurm: found no sbatch and srun here. Run this on a login node of the "

@@ -15,6 +15,7 @@ submitit (github.com/facebookincubator/submitit) unpickles the TaskJob of a job 
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,9 @@ from submitit.helpers import DelayedSubmission
 
 from crew import run_tasks
 from errors import STOP_SIGNALS
+from progress import say
 
+ASKING_SECONDS = 10.0  # of the 30 that SLURM leaves to a job which it wants to end
 MEETING_SECONDS = 600  # for the torchruns of all nodes to find each other
 FIRST_PORT, PORTS = 20_000, 10_000  # below those that systems give to outgoing connections
 
@@ -78,12 +81,27 @@ def leave(place: submitit.JobEnvironment, asked: int, requeue: Callable) -> None
 
 
 def is_running_job(place: submitit.JobEnvironment) -> bool:
-    """Whether SLURM counts the job as running: preempted ones it does, cancelled ones not."""
+    """Whether SLURM counts the job as running: preempted ones it does, cancelled ones not.
+
+    One that SLURM does not tell of counts as running: requeued for nothing it finds its work done
+    or goes on, whereas one that ends for nothing cancels all that wait for it.
+    """
     if place.cluster != "slurm":
         return False
     command = ["squeue", "--noheader", f"--jobs={place.job_id}", "--format=%T"]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    return found.stdout.strip() == "RUNNING"
+    asked_first = time.monotonic()
+    while time.monotonic() - asked_first < ASKING_SECONDS:
+        try:
+            found = subprocess.run(command, capture_output=True, text=True, timeout=ASKING_SECONDS)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            reason = str(error)
+        else:
+            if found.returncode == 0:
+                return found.stdout.strip() == "RUNNING"
+            reason = " ".join(found.stderr.split())
+        say(f"SLURM does not answer: {reason}")
+        time.sleep(1.0)
+    return True
 
 
 @dataclass(frozen=True)

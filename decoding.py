@@ -24,7 +24,7 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-from errors import SpotTuneError
+from errors import REMEDIES, SpotTuneError
 
 # Pillow can start an interpreter for some formats (EPS); these hold pixels and nothing else.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
@@ -82,6 +82,7 @@ class Worker(subprocess.Popen):
     def __init__(self, task: str, number: int, workers: int) -> None:
         command = [sys.executable, __file__, task, str(number), str(workers)]
         super().__init__(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.stdin = self.stdin.detach()  # holds nothing back that closing it would write again
 
     def __exit__(self, *details: object) -> None:
         self.kill()
@@ -99,8 +100,10 @@ class Worker(subprocess.Popen):
         return height, width
 
     def begin_at(self, place: int) -> None:
-        self.stdin.write(NUMBER.pack(place))
-        self.stdin.flush()
+        try:
+            self.stdin.write(NUMBER.pack(place))
+        except BrokenPipeError as error:
+            raise SpotTuneError(DIED) from error
 
     def finish(self) -> None:
         """Wait until everything is written; what went wrong there is raised here."""
@@ -138,8 +141,8 @@ def main() -> None:
         sys.exit(1)  # the parent is gone
     except SpotTuneError as error:
         _tell(str(error))
-    except OSError as error:
-        _tell(f"{content['file']}: could not be written ({error.strerror})")
+    except OSError as error:  # of writing, unless it names an image that may not be read
+        _tell(f"{error.filename or content['file']}: {REMEDIES.get(error.errno, error.strerror)}")
 
 
 def _decode_chunk(paths: Sequence[Path], side: int, file: IO[bytes]) -> None:

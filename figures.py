@@ -103,7 +103,9 @@ def curves_of(study: Study, field: str) -> dict[str, list[Curve]]:
     for row, look in looks(study).items():
         for task in study.tasks:
             courses = [
-                dict(zip(*recorded(run.history, field), strict=True)) for run in study.of(row, task)
+                dict(zip(*recorded(run.history, field), strict=True))
+                for run in study.of(row, task)
+                if run.recorded_its_own_way or not field.startswith("val")
             ]
             if not courses:
                 continue

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from errors import SpotTuneError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
@@ -17,8 +19,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
     The stream is a temporary file in the same folder; if anything goes wrong before the end, the
     old `path` stays as it was and the temporary file is removed. One that a killed process has left
-    is removed by the next that writes the same `path`.
+    is removed by the next that writes the same `path`. Raises SpotTuneError if its folder is not
+    there.
     """
+    check_place(path)
     _remove_leftovers(path)
     stream = _open_temporary(path)
     temporary = Path(stream.name)
@@ -35,6 +39,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink()
         raise
     _sync_folder(path.parent)
+
+
+def check_place(path: Path) -> None:
+    """Raise SpotTuneError unless `path` can be the name of a file: call it before long work."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise SpotTuneError(f"{path}: expected a file name in a folder that exists")
 
 
 def write_whole(path: Path, data: bytes) -> None:

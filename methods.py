@@ -281,6 +281,7 @@ class MethodRow:
     options: tuple[str, ...] = ()  # those of Options that it reads
     from_source: bool = True  # starts from pretrained weights
     policies: tuple[str, ...] = ()  # ways to decide at test time, its own first
+    has_policy_network: bool = False
 
 
 METHODS = {
@@ -292,8 +293,13 @@ METHODS = {
         MethodRow("lastk", "Fine-tuning last-k", ("k",)),
         MethodRow("stochastic", "Stochastic fine-tuning", policies=Stochastic.policies),
         MethodRow("l2sp", "L2-SP", ("l2sp_alpha", "l2sp_beta")),
-        MethodRow("spottune", "SpotTune", policies=SpotTune.policies),
-        MethodRow("globalk", "SpotTune (Global-k)", ("k", "lambda_k", "lambda_e")),
+        MethodRow("spottune", "SpotTune", policies=SpotTune.policies, has_policy_network=True),
+        MethodRow(
+            "globalk",
+            "SpotTune (Global-k)",
+            options=("k", "lambda_k", "lambda_e"),
+            has_policy_network=True,
+        ),
     )
 }
 SOURCE_KIND, COMPACT_KIND = "source", "compact"

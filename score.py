@@ -25,7 +25,7 @@ import decathlon
 from arguments import Parser
 from decathlon import PUBLISHED, TASK_BY_NAME, TASKS, DecathlonTask
 from errors import SpotTuneError, run_script
-from files import write_whole
+from files import check_place, write_whole
 from submissions import PUBLIC_LABELS, Answers, Labels, read_answers, read_labels
 
 SPLITS = ("train", "val", "test")  # in the order of the split's digit in an image id
@@ -242,8 +242,7 @@ def as_record(report: Report) -> dict[str, object]:
 
 def check_output(path: Path, inputs: Iterable[Path]) -> None:
     """Refuse early what could not be written, or would replace what is being scored."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise SpotTuneError(f"--json {path}: expected a file name in a folder that exists")
+    check_place(path)
     if any(path.resolve() == other.resolve() for other in inputs):
         raise SpotTuneError(f"--json {path}: this is the file to be scored; name another")
 

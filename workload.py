@@ -23,6 +23,9 @@ class Sizes:
     widths: np.ndarray
 
 
+OFFICIAL_WHOLE = Sizes(np.array([144]), np.array([72]))  # daimlerpedcls at the paper's 72 pixels
+
+
 def pixels_of_image(task: DecathlonTask, sizes: Sizes, resize: int, crop: int) -> int:
     """What training sees of one image; `sizes` matters only where images are not cropped."""
     view = view_of(task, sizes, resize, crop, training=True)

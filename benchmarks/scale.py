@@ -27,7 +27,7 @@ from cutting import cutter_for
 from decathlon import SOURCE
 from devices import Compute
 from errors import SpotTuneError, run_script
-from files import replacing, write_whole
+from files import check_place, replacing, write_whole
 from imdbfolder_coco import View, annotation_file, load_images, read_annotations, training_order
 from methods import Rates, build_method
 from models.resnet26 import resnet26
@@ -63,6 +63,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.json:
+        check_place(args.json)
     if args.part:
         name, folder = args.part
         print(json.dumps(PARTS[name](folders_in(Path(folder)))))

@@ -31,17 +31,18 @@ from benchmarks.memory import peak_mib
 from benchmarks.plain_form import decode_batch, plain_optimizers, plain_predict, plain_train_step
 from compute_cost import macs_per_image
 from cutting import cutter_for
-from decathlon import TARGETS, DecathlonTask, TrainCrop
+from decathlon import TARGETS, DecathlonTask
 from devices import Compute, choose_compute, describe
 from errors import SpotTuneError, run_script
-from files import write_whole
+from files import check_place, write_whole
 from gumbel_softmax import gumbel_noise
-from imdbfolder_coco import View, normalise, training_order
+from imdbfolder_coco import View, normalise, training_order, view_of
 from methods import Rates, build_method
 from models.resnet26 import PAPER_WIDTH, resnet26
 from packed import Annotations, DataFolders, open_packed
 from progress import say
 from training import Trainer
+from workload import OFFICIAL_WHOLE
 
 MEAN_STD = ((0.48, 0.45, 0.41), (0.27, 0.26, 0.27))
 RATES = Rates(network=0.01, policy=0.01, weight_decay=5e-4)
@@ -80,6 +81,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.json:
+        check_place(args.json)
     compute = choose_compute(args.device, args.precision, args.compile)
     on_gpu = compute.device.type == "cuda"
     sizes = Sizes(
@@ -325,9 +328,11 @@ def rate(run: Callable[[], object], sizes: Sizes, compute: Compute) -> float:
 
 def official_sizes(task: DecathlonTask) -> tuple[str, str]:
     """Height x width of a task's training and test images."""
-    if task.train_crop is TrainCrop.WHOLE:
-        return "144x72", "144x72"
-    return ("64x64" if task.train_crop is TrainCrop.RANDOM else "72x72"), "72x72"
+    trained, tested = (
+        view_of(task, OFFICIAL_WHOLE, resize=72, crop=64, training=training)
+        for training in (True, False)
+    )
+    return f"{trained.height}x{trained.width}", f"{tested.height}x{tested.width}"
 
 
 # --- Telling ------------------------------------------------------------------------------------

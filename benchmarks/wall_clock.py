@@ -13,7 +13,7 @@ The source network is trained before them by data-parallel steps. On G GPUs a st
     max(images of one GPU / rate, launch) + 2 (G - 1) / G x 4 bytes x parameters / bandwidth
 
 that is, its computation, or what the host needs to launch it, and a ring all-reduce of all
-gradients that nothing hides. Its evaluation is shared by the GPUs.
+gradients that nothing hides. Its first process alone evaluates it.
 """
 
 import argparse
@@ -23,8 +23,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from arguments import Parser, positive_float, positive_int
@@ -32,10 +30,9 @@ from decathlon import SOURCE, TARGETS, DecathlonTask
 from errors import run_script
 from models.resnet26 import resnet26
 from progress import say
-from workload import Sizes, pixels_of_image
+from workload import OFFICIAL_WHOLE, pixels_of_image
 
 RESIZE, CROP = 72, 64
-WHOLE = Sizes(np.array([2 * RESIZE]), np.array([RESIZE]))  # of daimlerpedcls
 GPUS = (1, 2, 4, 8, 32)
 GPUS_OF_A_MACHINE = 8
 SHUFFLES = 1000
@@ -108,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def target_seconds(task: DecathlonTask, rates: Rates, epochs: int) -> float:
     """Training on train and val, evaluation on val after each epoch, and start-up."""
-    pixels = pixels_of_image(task, WHOLE, RESIZE, CROP)
-    test_pixels = pixels_of_image(task, WHOLE, RESIZE, RESIZE)
+    pixels = pixels_of_image(task, OFFICIAL_WHOLE, RESIZE, CROP)
+    test_pixels = pixels_of_image(task, OFFICIAL_WHOLE, RESIZE, RESIZE)
     trained = (task.num_train + task.num_val) * pixels / CROP**2 / rates.train
     tested = task.num_val * test_pixels / RESIZE**2 / rates.evaluation
     return epochs * (trained + tested) + rates.start
@@ -187,7 +184,7 @@ def source_seconds(rates: Rates, parameters: int, images: float, gpus: int, epoc
     step = max(images / rates.source, rates.launch)
     step += all_reduce_seconds(parameters, gpus, bandwidth)
     steps = (SOURCE.num_train + SOURCE.num_val) / (images * gpus)
-    return epochs * (steps * step + SOURCE.num_val / rates.evaluation / gpus) + rates.start
+    return epochs * (steps * step + SOURCE.num_val / rates.evaluation) + rates.start
 
 
 def source_table(

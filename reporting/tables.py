@@ -29,7 +29,6 @@ from reporting.task_runs import Row, TaskRun
 NONE = "–"
 POINTS = "points of {} tasks (not S)"
 PUBLISHED_CAPTION = "Published (test accuracy, official data, 72/64 px)"
-WITH_POLICY_NETWORK = ("spottune", "globalk")  # the methods that --lr_agent is for
 
 
 def cell(spread: Spread | None, digits: int) -> str:
@@ -278,7 +277,7 @@ def methods_table(study: Study) -> Table:
     rows = []
     for row in study.methods:
         runs = [run for task in study.tasks for run in study.of(row, task)]
-        policy_rate = row.method in WITH_POLICY_NETWORK
+        policy_rate = METHODS[row.method].has_policy_network
         rows.append(
             [
                 row.title,

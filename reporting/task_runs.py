@@ -117,6 +117,11 @@ class TaskRun:
     def is_finished(self) -> bool:
         return len(self.history) >= self.settings.epochs
 
+    @property
+    def recorded_its_own_way(self) -> bool:
+        """Whether the val figures of all epochs are of the method's own way to decide."""
+        return own_policies(self.method)[:1] in ((), (self.settings.policy,))
+
     @cached_property
     def tested(self) -> dict[str, Mapping]:
         """By policy as in Row: the val fields of the last record."""

@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import PATIENCE, REPOSITORY, run_script, wait_until
 
 import cluster
+import cluster_job
 from checkpoints import Checkpoint
 from cluster_job import Nodes, TaskJob, launch_command
 from cluster_queue import Shape, Stage, executor, has_succeeded, log_of, run_here
@@ -196,6 +198,29 @@ def test_collecting_names_tasks_that_are_not_finished(trained, tmp_path, capsys)
     assert last == ["svhn: 1 of 2 epochs are finished", "dtd: no epoch is finished"]
 
 
+@pytest.mark.parametrize(
+    ("squeue", "is_running"),
+    [
+        ("echo RUNNING", True),  # preempted, or at its time limit
+        ("echo COMPLETING", False),  # cancelled
+        ("", False),  # no longer in the queue
+        ("test -e asked && echo COMPLETING || { touch asked; exit 1; }", False),
+        ("echo no controller >&2; exit 1", True),  # rather requeued for nothing than given up
+        ("sleep 60", True),
+    ],
+)
+def test_a_job_is_given_up_only_if_slurm_says_that_it_does_not_run(
+    squeue, is_running, tmp_path, monkeypatch
+):
+    script = tmp_path / "squeue"
+    script.write_text(f"#!/bin/sh\ncd {tmp_path}\n{squeue}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(cluster_job, "ASKING_SECONDS", 2.0)
+    place = SimpleNamespace(cluster="slurm", job_id="7")
+    assert cluster_job.is_running_job(place) == is_running
+
+
 def test_the_source_comes_first_and_alone_then_the_targets_with_most_images_first():
     names = [[task.name for task in stage] for stage in cluster.stage_members(TASKS)]
     assert names[0] == ["imagenet12"]
@@ -266,6 +291,7 @@ def test_a_wrong_argument_is_told_in_one_line(flags, words, capsys):
     ("flags", "words"),
     [
         (["--cluster", "local", "--nodes", "2"], "--nodes 2: --cluster local has one machine"),
+        (["--cluster", "local", "--array_parallelism", "2"], "put all jobs on the first GPU"),
         (["--cluster", "slurm"], "found no sbatch and srun here"),
         (["--pretrained", "nowhere.t7"], "nowhere.t7: no such file"),
         (["--nproc_per_node", "3", "--cluster", "local"], "cannot be divided among 3 processes"),

@@ -113,7 +113,7 @@ def without_root_powers():
         return []
     if shutil.which("setpriv") is None:
         pytest.skip("root may write anywhere, and setpriv is not here to change that")
-    return ["setpriv", "--bounding-set", "-dac_override"]
+    return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
 
 
 def test_a_folder_that_turns_read_only_ends_in_one_line_and_the_run_goes_on_later(
@@ -128,6 +128,21 @@ def test_a_folder_that_turns_read_only_ends_in_one_line_and_the_run_goes_on_late
     assert "permission was denied" in line
     folder.chmod(0o755)
     assert len(Checkpoint.load(folder / "checkpoint.pt").history) >= 1
+
+
+def test_an_image_that_may_not_be_read_is_named_by_the_process_that_decodes_it(
+    decathlon_root, tmp_path, without_root_powers
+):
+    original = next((decathlon_root / "data/svhn/train").rglob("*.jpg"))
+    shutil.copyfile(original, tmp_path / "image.jpg")
+    (tmp_path / "image.jpg").chmod(0)
+    (tmp_path / "pack").touch()
+    task = {"names": ["image.jpg"], "folder": str(tmp_path), "side": 40, "chunk": 1}
+    (tmp_path / "task").write_text(json.dumps({**task, "file": str(tmp_path / "pack")}))
+    command = [sys.executable, REPOSITORY / "decoding.py", tmp_path / "task", "0", "1"]
+    done = subprocess.run([*without_root_powers, *command], capture_output=True, check=True)
+    assert f"{tmp_path}/image.jpg: permission was denied" in done.stdout.decode(errors="replace")
+    assert done.stderr == b""
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_optimisers_step(base, tmp_path):

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from made_up_runs import record, write_run
+from made_up_runs import record, val_figures, write_run
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -88,6 +88,17 @@ def test_an_epoch_that_one_seed_did_not_evaluate_is_not_in_the_curve(tmp_path):
     write_run(tmp_path / "b", "dtd", "finetune", 50.0, seed=1)
     (curve,) = figures.curves_of(read_study([tmp_path]), "val_accuracy")["dtd"]
     assert (curve.epochs, curve.mean) == ([2], [45.0])
+
+
+def test_a_val_curve_is_only_of_runs_that_decided_the_methods_own_way(tmp_path):
+    for seed, (policy, accuracy) in enumerate({"argmax": 50.0, "sample": 30.0}.items()):
+        tested = {how: val_figures(accuracy) for how in ("argmax", "sample")}
+        records = [record(1, accuracy / 2), record(2, accuracy, policies=tested)]
+        write_run(tmp_path / policy, "dtd", "spottune", records, seed=seed, policy=policy)
+    study = read_study([tmp_path])
+    (val,) = figures.curves_of(study, "val_accuracy")["dtd"]
+    (train,) = figures.curves_of(study, "train_accuracy")["dtd"]
+    assert (val.mean, train.mean) == ([25.0, 50.0], [20.0, 40.0])
 
 
 def test_shares_and_numbers_of_blocks_are_means_over_seeds(study):

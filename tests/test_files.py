@@ -7,6 +7,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
+from errors import SpotTuneError
 from files import flock, keep_copy, replacing, write_whole
 
 WRITER = """
@@ -58,6 +59,12 @@ def test_a_living_writers_file_is_not_taken_away(half_way):
     assert len(leftovers(path)) == 1
     keep_copy(path, path.with_name("copy"))
     assert len(leftovers(path)) == 1
+
+
+@pytest.mark.parametrize("name", ["nowhere/file", "."])
+def test_a_name_that_no_file_can_have_is_told_in_one_line(name, tmp_path):
+    with pytest.raises(SpotTuneError, match="expected a file name in a folder that exists"):
+        write_whole(tmp_path / name, b"new")
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -240,6 +240,20 @@ def test_a_broken_image_is_named_by_its_process_too(folders, many):
     assert list(folders.cachedir.iterdir()) == []
 
 
+def test_a_process_that_dies_while_it_waits_for_its_place_is_noticed(folders, many, monkeypatch):
+    class KilledWaiting(decoding.Worker):
+        def chunk_sizes(self, count):
+            sizes = super().chunk_sizes(count)
+            self.kill()
+            self.wait()
+            return sizes
+
+    monkeypatch.setattr(decoding, "Worker", KilledWaiting)
+    with pytest.raises(SpotTuneError, match="ended before its work was done"):
+        load(folders)
+    assert list(folders.cachedir.iterdir()) == []
+
+
 def test_a_process_that_dies_is_noticed(folders, many, monkeypatch):
     started = []
 

@@ -85,6 +85,13 @@ def test_the_source_gains_from_gpus_until_a_step_is_launched_slower_than_it_is_c
         assert seconds == pytest.approx(2 * steps * step)
 
 
+def test_the_source_is_evaluated_by_one_gpu_however_many_train():
+    rates = Rates(1, 1e12, 100, start=0, launch=0, bandwidth=1e18, network=1e18)
+    for gpus in (1, 8, 32):
+        seconds = source_seconds(rates, 1, 128, gpus, epochs=3)
+        assert seconds == pytest.approx(3 * SOURCE.num_val / 100)
+
+
 def test_the_slower_network_counts_as_soon_as_there_are_two_machines():
     rates = Rates(1, 1e12, 1e12, start=0, launch=0, bandwidth=8e9, network=1e9)
     steps = (SOURCE.num_train + SOURCE.num_val) / 128
