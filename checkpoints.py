@@ -1,15 +1,14 @@
 """Checkpoints: tensors, numbers and strings in a file that is written whole.
 
-Never whole modules, so that renaming a class does not lose a model; read with weights_only=True,
-which runs nothing that the file says, once `saved_values` has seen that it takes no more time and
-memory than the file is long. A SHA-256 over all that a checkpoint holds tells a damaged one; the
-one before is kept beside it as checkpoint.previous.pt.
+Never whole modules, so that renaming a class does not lose a model. `saved_values` reads them: it
+runs nothing that a file says, and takes time and memory by the file's length only. Others can read
+them with torch.load(weights_only=True). A SHA-256 over all that a checkpoint holds tells a damaged
+one; the one before is kept beside it as checkpoint.previous.pt.
 """
 
 import errno
 import hashlib
 import io
-import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,21 +19,16 @@ from torch import Tensor, nn
 
 from errors import SpotTuneError, brief
 from files import keep_copy, write_whole
+from methods import build_method
+from models.resnet26 import resnet26
 from progress import say
 from safe_pickle import MISFITS, RefusedError
-from saved_values import vetted
+from saved_values import Saved
 from settings import Settings
 
-# What files raise that cannot be read: of a zip that is cut short, or of a newer kind; the last two
-# are torch.load's own.
-UNREADABLE = (
-    *MISFITS,
-    zipfile.BadZipFile,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    pickle.UnpicklingError,
-)
+# What files raise that cannot be read: of a zip that is cut short, or of a newer kind; the last is
+# PyTorch's.
+UNREADABLE = (*MISFITS, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError)
 FORMAT = "spottune-decathlon-2"
 # Of each record, what tables and curves are made from.
 RECORDED = {
@@ -131,10 +125,28 @@ class Checkpoint:
             raise SpotTuneError(f"{path}: a damaged checkpoint ({found}). {advice}") from error
         return checkpoint
 
+    def network(self, path: Path) -> nn.Module:
+        """The method that the checkpoint describes, with its weights.
+
+        It is built on the meta device first, without memory: a stem alone may claim a width whose
+        blocks take gigabytes. Raises SpotTuneError if a weight is missing or has another shape.
+        """
+        with torch.device("meta"):
+            self.load_into(self._untrained(), path)
+        method = self._untrained()
+        self.load_into(method, path)
+        return method
+
+    def _untrained(self) -> nn.Module:
+        settings = self.settings
+        net = resnet26(len(self.categories), settings.width)
+        return build_method(self.kind, net, settings.width, settings.options)
+
     def load_into(self, method: nn.Module, path: Path) -> None:
         """Copy the weights into `method`, by name, all of them; SpotTuneError if any is amiss."""
+        on_meta = next(method.parameters()).is_meta  # where there is nothing to copy into
         try:
-            method.load_state_dict(dict(self.weights))
+            method.load_state_dict(dict(self.weights), assign=on_meta)
         except RuntimeError as error:
             reason = brief(" ".join(str(error).split()), 160)
             raise SpotTuneError(
@@ -147,7 +159,7 @@ def _read(path: Path, advice: str) -> object:
     if not path.is_file():
         raise SpotTuneError(f"{path}: no such checkpoint. Train the task with main.py")
     try:
-        return torch.load(vetted(path), map_location="cpu", weights_only=True)
+        return Saved.read(path).value()
     except UNREADABLE as error:
         found = f" ({error})" if isinstance(error, RefusedError) else ""
         raise SpotTuneError(

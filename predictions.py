@@ -29,8 +29,7 @@ from errors import SpotTuneError
 from evaluation import predict
 from files import write_whole
 from imdbfolder_coco import annotation_file, check_categories, load_images, view_of
-from methods import build_method, choose_policy
-from models.resnet26 import resnet26
+from methods import choose_policy
 from packed import DataFolders
 from progress import say
 from task_data import TaskData
@@ -144,9 +143,7 @@ def predict_task(task: DecathlonTask, question: Question, compute: Compute) -> l
     settings = checkpoint.settings
     images = load_images(task, [question.split], question.folders, settings.resize)
     check_categories(task.name, checkpoint.categories, images.categories.tolist())
-    net = resnet26(len(images.categories), settings.width)
-    method = build_method(checkpoint.kind, net, settings.width, settings.options)
-    checkpoint.load_into(method, path)
+    method = checkpoint.network(path)
     method.to(compute.device, memory_format=torch.channels_last)
 
     view = view_of(task, images, settings.resize, settings.crop, training=False)

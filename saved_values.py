@@ -1,9 +1,11 @@
-"""What `torch.save` wrote, looked through without running anything in it, before it is loaded.
+"""What `torch.save` wrote, read without running anything in it.
 
 `torch.load(weights_only=True)` runs nothing foreign either, but it believes a file's sizes: a few
 bytes can make it take all memory (a bytearray of 2^40, a tensor that repeats one element, a
-deflated storage) or keep it busy for ever (a nested tuple as a key). Here the work and the memory
-are bounded by the size of the file.
+deflated storage) or keep it busy for ever (a nested tuple as a key). Looking a file through before
+it is handed on does not help, since `torch.load` also does what leaves no trace in the value: it
+builds what a later entry of the same dict replaces. So the notes themselves become the value, and
+the work and the memory are bounded by the size of the file.
 
 Layout, a zip without compression:
     FOLDER/data.pkl     a protocol 2 pickle
@@ -11,7 +13,6 @@ Layout, a zip without compression:
     FOLDER/data/KEY     the storages that the pickle refers to, by number
 """
 
-import io
 import re
 import zipfile
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ MAX_OPCODES = 2_000_000  # an epoch's record takes about 100, a tensor 40
 MAX_VALUES = MAX_OPCODES  # those that stand in several places count in each
 MAX_DEPTH = 20
 LONGEST_KEY = 200
+LONGEST_TEXT = 1000  # characters; one text may stand in many places
 ENCRYPTED = 1  # a bit of a zip member's flags
 PLAIN = (type(None), bool, int, float, str)
 
@@ -46,7 +48,6 @@ class Saved:
     """The parts of a file that count."""
 
     size: int  # of the file, in bytes
-    pickled: bytes
     note: object  # what the pickle says
     declared: Mapping[str, Storage]  # by key
     stored: Mapping[str, bytes]  # the storages' bytes, by key
@@ -64,7 +65,7 @@ class Saved:
             pickled = archive.read(members["data.pkl"])
             note, declared = read_pickle(pickled, max_bytes=size)
             stored = {key: archive.read(members[f"data/{key}"]) for key in declared}
-        return cls(size, pickled, note, declared, stored)
+        return cls(size, note, declared, stored)
 
     def value(self) -> object:
         """The saved value: dicts, lists, tuples, numbers, text, and tensors on the CPU.
@@ -74,29 +75,6 @@ class Saved:
         """
         memory = {key: as_elements(self.declared[key], raw) for key, raw in self.stored.items()}
         return Unfolding(memory, bytes_left=self.size).value(self.note)
-
-    def as_zip(self) -> io.BytesIO:
-        """These parts alone, as `torch.load` takes them."""
-        stream = io.BytesIO()
-        storages = {f"data/{key}": raw for key, raw in self.stored.items()}
-        facts = {"data.pkl": self.pickled, "byteorder": b"little", "version": b"3\n"}
-        with zipfile.ZipFile(stream, "w") as archive:
-            for name, data in {**facts, **storages}.items():
-                archive.writestr(f"archive/{name}", data)
-        stream.seek(0)
-        return stream
-
-
-def vetted(path: Path) -> io.BytesIO:
-    """A file's content for `torch.load`, which it can neither exhaust nor keep busy.
-
-    Written anew, since there are several ways to read a zip: where two follow each other, or two
-    names differ only in their case, `torch.load` would find other bytes than were looked through.
-    Raises as `Saved.read` and `Saved.value` do.
-    """
-    saved = Saved.read(path)
-    saved.value()
-    return saved.as_zip()
 
 
 def read_pickle(pickled: bytes, max_bytes: int) -> tuple[object, dict[str, Storage]]:
@@ -130,6 +108,27 @@ def stored_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.Zip
     return members
 
 
+def saved_tensor_note(value: Record) -> Record:
+    """As `tensor_note`, of a tensor or parameter described as `torch.save` does today.
+
+    Then nothing more is said than whether it is trained: no state, which would take the place of
+    storage, shape and strides, no hooks, no metadata. Raises RefusedError otherwise.
+    """
+    note = tensor_note(value)
+    after = [note.arguments[4:]] if note is value else [note.arguments[4:], value.arguments[1:]]
+    if any(each.state is not None or each.items for each in (note, value)):
+        raise RefusedError("a tensor with a state")
+    for requires_grad, *hooks in filter(None, after):
+        if type(requires_grad) is not bool or hooks and not is_empty(*hooks):
+            raise RefusedError("a tensor with hooks or metadata")
+    return note
+
+
+def is_empty(value: object, *more: object) -> bool:
+    """Whether there is one value, and it is the note on an OrderedDict without anything in it."""
+    return not more and type(value) is Record and value.state is None and not mapping(value)
+
+
 @dataclass
 class Unfolding:
     """Puts values in the place of notes, as many as the limits allow."""
@@ -144,9 +143,11 @@ class Unfolding:
         if self.values_left < 0 or depth > MAX_DEPTH:
             raise RefusedError("values that are nested too deeply, or too many")
         if type(note) in PLAIN:
+            if type(note) is str and len(note) > LONGEST_TEXT:
+                raise RefusedError(f"a text of more than {LONGEST_TEXT:,} characters")
             return note
         if is_tensor(note):
-            return self.tensor(tensor_note(note), name)
+            return self.tensor(saved_tensor_note(note), name)
         if type(note) in (list, tuple):
             return type(note)([self.value(each, name, depth + 1) for each in note])
         items = mapping(note)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from checkpoints import Checkpoint, weights_sha256
@@ -92,14 +93,17 @@ class SourceWeights:
         """Raises SpotTuneError if the file is not a whole ResNet-26 of this width."""
         tensors = read_source_weights(path)
         _check_width(tensors, width, path)
-        cls(tensors, "", path).network(width)
+        with torch.device("meta"):  # no memory for a network that the weights may not fill
+            net = resnet26(cls(tensors, "", path).num_classes, width)
+        _check_all(net, tensors, path)
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             raise SpotTuneError(f"{path}: holds weights that are not finite; train them again")
         return cls(tensors, weights_sha256(tensors), path)
 
     @property
     def num_classes(self) -> int:
-        return len(self.tensors.get("head.linear.bias", ()))
+        bias = self.tensors.get("head.linear.bias", torch.zeros(1))
+        return bias.numel() or 1  # where it is missing or empty, no network fits
 
     def network(self, width: int) -> ResNet:
         """The source network itself, with its classifier."""
@@ -131,7 +135,13 @@ def _check_width(weights: Mapping[str, Tensor], width: int, where: Path) -> None
 
 
 def _load_all(net: ResNet, weights: Mapping[str, Tensor], where: Path) -> None:
-    """Copy `weights` into `net` by name. Raises SpotTuneError if any name or shape is amiss.
+    """Copy `weights` into `net` by name. Raises SpotTuneError if any name or shape is amiss."""
+    _check_all(net, weights, where)
+    net.load_state_dict(dict(weights), strict=False)
+
+
+def _check_all(net: ResNet, weights: Mapping[str, Tensor], where: Path) -> None:
+    """Raise SpotTuneError unless `weights` are `net`'s in name and shape.
 
     PyTorch 0.3 had no num_batches_tracked; nothing depends on it here, so it may be missing.
     """
@@ -148,4 +158,3 @@ def _load_all(net: ResNet, weights: Mapping[str, Tensor], where: Path) -> None:
             f"{brief(missing[:3])}, {len(unexpected)} without a place {brief(unexpected[:3])}, "
             f"{len(reshaped)} of another shape {brief(reshaped[:3])}"
         )
-    net.load_state_dict(dict(weights), strict=False)

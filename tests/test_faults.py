@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -159,6 +160,51 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimisers_step(base, tmp_pa
     assert all(image.startswith("8000") for image in images)
     left = torch.load(tmp_path / "svhn/checkpoint.pt", weights_only=True)
     assert left["unfinished"]["steps"] == step - 1
+
+
+LITTLE_MEMORY = """
+import resource
+used = int(open("/proc/self/status").read().split("VmData:")[1].split()[0]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (used + 2**28, used + 2**28))
+"""
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "compact.pt"])
+def test_a_checkpoint_that_claims_a_wide_network_is_refused_before_one_is_built(
+    name, trained, tmp_path
+):
+    """110 kB of weights, as of a network that takes 24 GB."""
+    path = tmp_path / "svhn" / name
+    path.parent.mkdir()
+    good = Checkpoint.load(trained.ckpdir / "svhn/checkpoint.pt")
+    width = 1024
+    stem = {"net.stem.conv.weight": torch.ones(width, 3, 3, 3)}
+    bias = {"net.head.linear.bias": good.weights["net.head.linear.bias"]}
+    settings = replace(good.settings, width=width)
+    kind = "compact" if name == "compact.pt" else "spottune"
+    replace(good, kind=kind, settings=settings, weights=stem | bias).save(path)
+    arguments = ["--datadir", trained.root, "--ckpdir", tmp_path, "--tasks", "svhn"]
+    arguments += ["--out", tmp_path / "results.json", "--device", "cpu"]
+    arguments += ["--compact"] if kind == "compact" else []
+    line = one_line(start("submit_val", arguments, prelude=LITTLE_MEMORY))
+    assert f"{path}: its weights do not fit the {kind} network that it describes" in line
+
+
+def test_a_source_that_claims_many_classes_is_refused_before_a_network_is_built(
+    base, trained, tmp_path
+):
+    """900 kB of weights and category ids, as of a classifier that takes 0.8 GB."""
+    width, classes = 256, 100_000
+    good = Checkpoint.load(trained.ckpdir / SOURCE.name / "checkpoint.pt")
+    stem = {"net.stem.conv.weight": torch.ones(width, 3, 3, 3)}
+    bias = {"net.head.linear.bias": torch.ones(classes)}
+    settings = replace(good.settings, width=width)
+    path = tmp_path / "source.pt"
+    categories = list(range(classes))
+    replace(good, categories=categories, settings=settings, weights=stem | bias).save(path)
+    arguments = [*base, "--ckpdir", tmp_path, "--pretrained", path, "--width", width]
+    line = one_line(start("main", arguments, prelude=LITTLE_MEMORY))
+    assert f"{path}: not the weights of this ResNet-26" in line
 
 
 def limit_memory(megabytes):

@@ -71,6 +71,9 @@ def test_running_statistics_are_transferred_too():
         (lambda w: w.pop("blocks.3.bn1.bias"), "1 tensors missing ['blocks.3.bn1.bias']"),
         (lambda w: w.update(extra=torch.ones(1)), "1 without a place ['extra']"),
         (lambda w: w.update({"head.bn.bias": torch.ones(7)}), "another shape ['head.bn.bias']"),
+        (lambda w: w.pop("head.linear.bias"), "1 tensors missing ['head.linear.bias']"),
+        (lambda w: w.update({"head.linear.bias": torch.ones(())}), "shape ['head.linear.bias'"),
+        (lambda w: w.update({"head.linear.bias": torch.ones(0)}), "shape ['head.linear.bias'"),
     ],
 )
 def test_any_tensor_that_is_missing_or_foreign_is_named(change, words):

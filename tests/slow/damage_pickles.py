@@ -76,6 +76,22 @@ BOMBS = (
 )
 
 
+# What may be added to the call that makes a tensor: one more argument; after it a state or an item.
+STORED = b"(" + text("storage") + named("torch.FloatStorage") + text("0") + text("cpu") + b"K\x1btQ"
+ARGUMENTS = (b"K\x01", b"N", b"}", b"]", b"\x88")
+STATES = (
+    *(
+        b"(" + STORED + b"K\0" + size + b"\x85" + stride + b"\x85tb"
+        for size in (b"K\x04", b"J\0\0\0\x10", b"\x8a\x06" + (2**40).to_bytes(6, "little"))
+        for stride in (b"K\0", b"K\x01")
+    ),
+    b"}b",
+    b")b",
+    b"Nb",
+    text("key") + b"Ns",
+)
+
+
 def hostile_snippet(chance: Random) -> bytes:
     """Opcodes that would run something, or exhaust a reader that trusts them."""
     name = chance.choice(HOSTILE_NAMES)
@@ -113,8 +129,8 @@ def damaged_pickle(parts: Sequence[bytes], chance: Random, others: Sequence[byte
 
 
 def damage_opcode(parts: list[bytes], place: int, chance: Random, others: Sequence[bytes]) -> None:
-    """Change `parts` at `place`, in one of nine ways."""
-    kind = chance.randrange(9)
+    """Change `parts` at `place`, in one of ten ways."""
+    kind = chance.randrange(10)
     here = parts[place]
     if kind == 0:  # another name in the place of one
         names = [i for i, part in enumerate(parts) if part[:1] == b"c"] or [place]
@@ -133,8 +149,22 @@ def damage_opcode(parts: list[bytes], place: int, chance: Random, others: Sequen
     elif kind == 7 and len(here) > 1:  # another argument
         number = chance.choice(EXTREMES).to_bytes(8, "little")
         parts[place] = (here[:1] + number)[: len(here)] if len(here) < 10 else here[:-2] + number
+    elif kind == 8:
+        add_to_a_call(parts, chance)
     else:
         other = chance.randrange(len(parts))
         parts[place], parts[other] = parts[other], parts[place]
     if not parts:
         parts.append(b".")
+
+
+def add_to_a_call(parts: list[bytes], chance: Random) -> None:
+    """One more argument or, more often, a state."""
+    calls = [i for i, part in enumerate(parts) if part == b"R"]
+    if not calls:
+        return
+    call = chance.choice(calls)
+    if chance.random() < 0.3:
+        parts.insert(max(0, call - 2), chance.choice(ARGUMENTS))  # before the tuple is closed
+    else:
+        parts.insert(call + 1, chance.choice(STATES))
