@@ -5,12 +5,12 @@ between the two never shows an epoch twice.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from checkpoints import Checkpoint, checkpoint_file, compact_file
 from devices import Compute
@@ -33,7 +33,7 @@ from records import (
 from settings import Settings
 from stopping import StopRequest, deferred_stop
 from task_data import TaskData
-from training import EpochSums, Trainer, lr_multiplier, num_steps, train_epoch
+from training import REMEDY, EpochSums, Trainer, lr_multiplier, num_steps, train_epoch
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,7 @@ class Keeper:
         seed = (settings.seed, run.task, epoch)
         after_step = self.between_steps(sums, label)
         trained = train_epoch(self.trainer, train_data, seed, label, sums, after_step)
+        self.check_finite(sums, label)
         try:
             tested = self.tested(epoch, val_data)
         except Stopped:
@@ -220,10 +221,30 @@ class Keeper:
         """The processes that train together; only the first evaluates and writes."""
         return self.trainer.compute.group
 
+    def check_finite(self, sums: EpochSums, label: str) -> None:
+        """Raise SpotTuneError if weights or sums have become infinite or nan; before each save.
+
+        A loss tells only of the weights before its step. The momenta need no look: a step with one
+        that is not finite leaves such a weight.
+        """
+        held = {**self.trainer.method.state_dict(), **sums.state_dict()}
+        found = not_finite(held) if self.group.is_first else []
+        if found:
+            raise SpotTuneError(
+                f"{label}, step {sums.steps}: after a finite loss {brief(', '.join(found), 60)} "
+                f"became infinite or nan, so that was not saved; a checkpoint from before stays. "
+                f"{REMEDY}"
+            )
+
     def save(self, unfinished: EpochSums | None = None) -> None:
         if self.group.is_first:
             trainer = self.trainer
             self.run.save(trainer.method, trainer.optimizers, self.history, unfinished)
+
+    def save_inside(self, sums: EpochSums, label: str) -> None:
+        """Save inside an epoch."""
+        self.check_finite(sums, label)
+        self.save(sums)
 
     def tested(self, epoch: int, val_data: TaskData) -> dict[str, Tested]:
         """Val figures by test-time policy; empty where the epoch is not to be evaluated."""
@@ -249,15 +270,24 @@ class Keeper:
                 self.leave(sums, label)
                 raise
             if time.monotonic() - last_saved >= self.pace.checkpoint_seconds:
-                self.save(sums)
+                self.save_inside(sums, label)
                 last_saved = time.monotonic()
 
         return after_step
 
     def leave(self, sums: EpochSums, label: str) -> None:
         """Save inside an epoch, before a stop."""
-        self.save(sums)
+        self.save_inside(sums, label)
         say(f"{label}: saved after step {sums.steps}")
+
+
+def not_finite(held: Mapping[str, object]) -> list[str]:
+    """The names of the tensors that hold an infinity or nan; the device is asked once."""
+    tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
+    # A sum over one is never finite; it is quick, but may also overflow where all is finite.
+    finite_sums = torch.stack([tensor.sum().isfinite() for tensor in tensors.values()]).tolist()
+    suspects = [name for name, fine in zip(tensors, finite_sums, strict=True) if not fine]
+    return [name for name in suspects if not tensors[name].isfinite().all()]
 
 
 def restore(

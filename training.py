@@ -24,6 +24,7 @@ from randomness import generator
 from task_data import TaskData
 
 SHOWN_IMAGES = 8  # of a batch that went wrong
+REMEDY = "Try a smaller --lr, or --precision fp32"
 
 
 def lr_multiplier(epoch: int, milestones: Sequence[int]) -> float:
@@ -231,7 +232,7 @@ def train_epoch(
             shown = data.images.image_ids[order.indices[batch.positions]].tolist()
             raise SpotTuneError(
                 f"{label}, step {sums.steps + 1}: the loss became {error}, so the networks were "
-                f"not updated. Images: {brief(shown)}. Try a smaller --lr, or --precision fp32"
+                f"not updated. Images: {brief(shown)}. {REMEDY}"
             ) from error
         group.add_up(vars(step).values())
         sums.add(step)

@@ -18,6 +18,7 @@ from checkpoints import Checkpoint, content_sha256
 from decathlon import SOURCE
 from errors import SpotTuneError
 from records import TIMING_FIELDS
+from runs import not_finite
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +161,53 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimisers_step(base, tmp_pa
     assert all(image.startswith("8000") for image in images)
     left = torch.load(tmp_path / "svhn/checkpoint.pt", weights_only=True)
     assert left["unfinished"]["steps"] == step - 1
+
+
+def infinite_gradient(weights):
+    """Of a convolution of zeros: scales after it change no zero, but multiply its gradient."""
+    block = "net.pairs.0.fine_tuned"
+    values = {"conv1.weight": 0.0, "bn1.weight": 1e30, "bn1.bias": 1e-20, "conv2.weight": 1e15}
+    for name, value in values.items():
+        weights[f"{block}.{name}"].fill_(value)
+
+
+def infinite_variance(weights):
+    """Of activations beyond 10^19; the next BatchNorm divides them by it, so they become 0."""
+    weights["net.stem.bn.weight"].fill_(1e30)
+
+
+@pytest.mark.parametrize("minutes", ["1e-9", "10"], ids=["inside an epoch", "after an epoch"])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (infinite_gradient, "net.stem.conv.weight"),
+        (infinite_variance, "net.pairs.0.kept.bn1.running_var"),
+    ],
+)
+def test_weights_that_are_not_finite_are_not_saved_though_the_loss_is(
+    change, named, minutes, base, tmp_path
+):
+    """One step an epoch: the loss is that of the weights before it. The good checkpoints stay."""
+    arguments = [*base, "--ckpdir", str(tmp_path), "--batch_size", "16", "--nb_epochs"]
+    main.main([*arguments, "1"])
+    path = tmp_path / "svhn/checkpoint.pt"
+    good = Checkpoint.load(path)
+    change(good.weights)
+    good.save(path)
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    with pytest.raises(SpotTuneError) as caught:
+        main.main([*arguments, "2", "--checkpoint_minutes", minutes])
+    line = str(caught.value)
+    assert line.startswith("svhn epoch 2/2, step 1: after a finite loss ")
+    assert named in line
+    assert "\n" not in line
+    assert "--lr" in line
+    for name in ("checkpoint.pt", "checkpoint.previous.pt", "decisions.json"):
+        assert (path.parent / name).read_bytes() == before[name]
+
+
+def test_large_weights_whose_sum_overflows_are_finite():
+    assert not_finite({"weight": torch.full((10,), 3e38), "steps": 2}) == []
 
 
 LITTLE_MEMORY = """
