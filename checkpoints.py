@@ -22,6 +22,7 @@ from files import keep_copy, write_whole
 from methods import build_method
 from models.resnet26 import resnet26
 from progress import say
+from records import RECORDED
 from safe_pickle import MISFITS, RefusedError
 from saved_values import Saved
 from settings import Settings
@@ -30,14 +31,6 @@ from settings import Settings
 # PyTorch's.
 UNREADABLE = (*MISFITS, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError)
 FORMAT = "spottune-decathlon-2"
-# Of each record, what tables and curves are made from.
-RECORDED = {
-    "epoch": (int,),
-    "val_accuracy": (float, type(None)),
-    "val_loss": (float, type(None)),
-    "val_fine_tuned_share": (list, type(None)),
-    "val_seen_in_training": (bool,),
-}
 LISTS = ("_share", "_per_image")  # ends of the names under which a record keeps lists
 LONGEST_NAME = 100  # of a task or a kind of method
 REMOVE = "Remove it to train the task again"

@@ -166,7 +166,7 @@ def _labels(coco: COCO, image_ids: Sequence[int], category_ids: list[int], path:
 
 
 def load_images(
-    task: str, splits: Sequence[str], folders: DataFolders, resize: int
+    task: DecathlonTask, splits: Sequence[str], folders: DataFolders, resize: int
 ) -> PackedImages:
     """The images of one or several splits (e.g. train and val, merged), decoded once and mapped.
 

@@ -3,7 +3,7 @@
 Guo et al., *SpotTune: Transfer Learning through Adaptive Fine-tuning*, CVPR 2019. The method is
 SpotTune unless --method names one of its variants or of the paper's baselines. Each task leaves
 its checkpoint, records and curves in --ckpdir/<task>/. Started again with the same arguments, a run
-that was stopped goes on after the last finished epoch.
+that was stopped goes on from the last step that was saved, inside an epoch too.
 """
 
 import argparse
@@ -212,6 +212,12 @@ def check_tasks(
             f"--pretrained, put the released {RELEASED_WEIGHTS} here, or add imagenet12 to "
             f"--tasks; only --method scratch needs none"
         )
+    normalised = {task.name for task in (*tasks, *([SOURCE] if from_source else []))}
+    if lacking := sorted(normalised - place.mean_std.keys()):
+        raise SpotTuneError(
+            f"--mean_std: the file has no mean and std for {', '.join(lacking)}. Add them, or "
+            f"leave --mean_std out"
+        )
     for task in tasks:
         if not place.has(task, ["train", "val"]) and not (task is SOURCE and has_source):
             raise SpotTuneError(
@@ -221,8 +227,6 @@ def check_tasks(
                 f"--tasks; `make demo` shows a run on made-up data"
                 + (", or give source weights with --pretrained" if task is SOURCE else "")
             )
-        if task.name not in place.mean_std:
-            raise SpotTuneError(f"--mean_std: the file has no mean and std for {task.name}")
         if place.compute.group.is_first:  # which holds them for all of its group
             refuse_claimed(place.checkpoint(task).parent)
 

@@ -31,6 +31,14 @@ from training import EpochResult
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pycocotools", "matplotlib")
 TIMING_FIELDS = ("seconds", "images_per_second")  # of a record; all others repeat exactly
+# What every record has, whoever reads it: tables and curves are made from it.
+RECORDED = {
+    "epoch": (int,),
+    "val_accuracy": (float, type(None)),
+    "val_loss": (float, type(None)),
+    "val_fine_tuned_share": (list, type(None)),
+    "val_seen_in_training": (bool,),
+}
 
 
 def epoch_record(

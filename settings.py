@@ -50,8 +50,12 @@ class Settings:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, object]) -> "Settings":
-        """Raises TypeError unless `plain` has exactly the fields, each of its type."""
-        settings = cls(**{**plain, **{name: tuple(plain.get(name, ())) for name in TUPLES}})
+        """Raises TypeError unless `plain` has the fields and no others, each of its type.
+
+        Those with a default may be missing: older runs did not record them.
+        """
+        tuples = {name: tuple(plain[name]) for name in TUPLES if name in plain}
+        settings = cls(**{**plain, **tuples})
         for field in fields(cls):
             expected = tuple if field.name in TUPLES else field.type
             if type(getattr(settings, field.name)) is not expected:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from checkpoints import Checkpoint, weights_sha256
 from errors import SpotTuneError, brief
+from methods import SOURCE_KIND
 from models.legacy_t7 import is_legacy, read_legacy_weights
 from models.resnet26 import BLOCKS_PER_STAGE, ResNet, resnet26
 
@@ -72,7 +73,7 @@ def read_source_weights(path: Path) -> dict[str, Tensor]:
 
 def _weights_of_checkpoint(path: Path) -> dict[str, Tensor]:
     checkpoint = Checkpoint.load(path, advice="Download it again, or name another file")
-    if checkpoint.kind != "source":
+    if checkpoint.kind != SOURCE_KIND:
         raise SpotTuneError(
             f"{path}: holds the {checkpoint.kind} network of {checkpoint.task}; expected a source "
             f"network, such as the checkpoint of imagenet12"

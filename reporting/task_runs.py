@@ -15,6 +15,7 @@ from decathlon import SOURCE, TASK_BY_NAME
 from errors import SpotTuneError
 from gumbel_softmax import POLICIES
 from methods import METHODS, SOURCE_KIND
+from records import RECORDED
 from settings import Settings
 
 SCORES = "score_test.json"  # in a --ckpdir: what score.py --split test --json wrote
@@ -26,13 +27,8 @@ HOW = {
 LARGEST_NUMBER = 1e15
 Types = tuple[type, ...]
 NUMBER, COUNT = (int, float), (int,)
-# The fields that tables and figures are made from: of every record, of one that tells of training,
-# of the last one, and of the other files.
-RECORDED = {
-    "epoch": COUNT,
-    "val_accuracy": (*NUMBER, type(None)),
-    "val_seen_in_training": (bool,),
-}
+# The fields that tables and figures are made from, besides those that every record has: of one that
+# tells of training, of the last one, and of the other files.
 TRAINED = {"train_loss": NUMBER, "train_accuracy": NUMBER, "seconds": NUMBER}
 TESTED = {
     "val_accuracy": NUMBER,

@@ -17,6 +17,7 @@ import main
 import submit_val
 from checkpoints import Checkpoint
 from errors import SpotTuneError
+from mean_std import as_pickle
 
 
 @pytest.fixture
@@ -99,6 +100,21 @@ def test_targets_without_source_weights_are_refused(own_data, tmp_path):
     line = refusal(*arguments(own_data, tmp_path / "new", *more))
     assert "no source weights" in line
     assert "--pretrained" in line
+
+
+@pytest.mark.parametrize("missing", ["svhn", "imagenet12"])
+def test_a_file_of_means_that_lacks_the_task_or_its_source_is_refused(
+    missing, trained, tmp_path, source
+):
+    (present,) = {"svhn", "imagenet12"} - {missing}
+    own = tmp_path / "mine.pickle"
+    own.write_bytes(as_pickle({present: ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))}))
+    more = ["--tasks", "svhn", "--mean_std", str(own)]
+    more = arguments(trained.root, tmp_path / "new", *more)
+    line = refusal(*more, "--pretrained", source)
+    assert line.startswith(f"--mean_std: the file has no mean and std for {missing}")
+    if present == "svhn":
+        main.main([*more, "--method", "scratch"])  # it has no source
 
 
 def test_a_missing_annotation_file_is_named(own_data, tmp_path, source):

@@ -6,7 +6,7 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
-from made_up_runs import record, val_figures, write_json, write_run
+from made_up_runs import SETTINGS, record, val_figures, write_json, write_run
 
 import report
 import score
@@ -16,6 +16,7 @@ from errors import SpotTuneError
 from reporting.pages import Heading, Paragraph, Table, as_html, as_markdown
 from reporting.results import Spread
 from reporting.study import read_study
+from settings import Settings
 
 OFFICIAL = {"resize": 72, "crop": 64, "train_split": "trainval"}
 NO_IMAGES = ("--datadir", "nowhere")
@@ -388,6 +389,18 @@ def test_a_damaged_file_is_named_in_one_line(file, content, tmp_path):
     text = complaint(tmp_path)
     assert file.rpartition("/")[2] in text
     assert len(text) < 400
+
+
+@pytest.mark.parametrize(
+    ("setting", "needed"), [("milestones", True), ("std", True), ("lr", True), ("k", False)]
+)
+def test_settings_may_lack_only_what_older_runs_did_not_record(setting, needed):
+    plain = {name: value for name, value in SETTINGS.items() if name != setting}
+    if needed:
+        with pytest.raises(TypeError, match=setting):
+            Settings.from_plain(plain)
+    else:
+        assert getattr(Settings.from_plain(plain), setting) == 0
 
 
 @pytest.mark.parametrize(
