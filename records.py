@@ -29,8 +29,8 @@ from imdbfolder_coco import View
 from settings import Settings
 from training import EpochResult
 
+DECISIONS = "decisions.json"
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pycocotools", "matplotlib")
-TIMING_FIELDS = ("seconds", "images_per_second")  # of a record; all others repeat exactly
 # What every record has, whoever reads it: tables and curves are made from it.
 RECORDED = {
     "epoch": (int,),
@@ -39,6 +39,7 @@ RECORDED = {
     "val_fine_tuned_share": (list, type(None)),
     "val_seen_in_training": (bool,),
 }
+TIMING_FIELDS = ("seconds", "images_per_second")  # of a record; all others repeat exactly
 
 
 def epoch_record(
@@ -79,7 +80,7 @@ def write_decisions(folder: Path, image_ids: Sequence[int], predictions: Predict
     """decisions.json: the decisions for every val image, "1" for a fine-tuned block."""
     rows = ["".join("01"[chosen] for chosen in row) for row in predictions.decisions.tolist()]
     content = {"split": "val", "decisions": dict(zip(map(int, image_ids), rows, strict=True))}
-    write_whole(folder / "decisions.json", (json.dumps(content, indent=0) + "\n").encode())
+    write_whole(folder / DECISIONS, (json.dumps(content, indent=0) + "\n").encode())
 
 
 def summary(record: Mapping) -> str:

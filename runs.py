@@ -22,6 +22,7 @@ from methods import COMPACT_KIND, Rates
 from plots import draw_curves
 from progress import say
 from records import (
+    DECISIONS,
     epoch_record,
     parameter_counts,
     summary,
@@ -83,7 +84,7 @@ class Run:
             found, asked = getattr(checkpoint, name), getattr(self, name)
             if found != asked:
                 return called, found, asked
-        return checkpoint.settings.difference(self.settings)
+        return checkpoint.settings.difference(self.settings, done=len(checkpoint.history))
 
     def save(
         self,
@@ -92,7 +93,13 @@ class Run:
         history: list[dict],
         unfinished: EpochSums | None = None,
     ) -> None:
-        """Write checkpoint and records, after an epoch or inside an `unfinished` one."""
+        """Write checkpoint and records, after an epoch or inside an `unfinished` one.
+
+        What an earlier last epoch left goes, if more epochs are to come.
+        """
+        if len(history) < self.settings.epochs:
+            for path in (compact_file(self.ckpdir, self.task), self.folder / DECISIONS):
+                path.unlink(missing_ok=True)
         states = [optimizer.state_dict() for optimizer in optimizers]
         sums = unfinished and unfinished.state_dict()
         self.checkpoint(self.kind, method, states, history, sums).save(self.path)
@@ -176,6 +183,7 @@ def fit(
             record = keeper.epoch(sums, train_data, val_data, label)
             say(f"{label}  {summary(record)}")
             sums = EpochSums.zero(method.num_blocks, compute.device)
+        stop.raise_if_asked(compute.group)  # while the last line was printed
     if compute.group.is_first:
         draw_curves(history, run.task, run.folder / "curves.png")
     return history

@@ -77,13 +77,15 @@ class Settings:
         if not all(type(c) is float and math.isfinite(c) for c in colours) or min(self.std) <= 0:
             raise TypeError("mean and std are not finite numbers, std above 0")
 
-    def difference(self, other: "Settings") -> tuple[str, object, object] | None:
+    def difference(self, other: "Settings", done: int) -> tuple[str, object, object] | None:
         """Name and both values of the first setting that keeps `other` from going on as `self`.
 
-        More epochs go on from the last one, and the test policy does not touch the weights.
+        After `done` epochs. More of them go on from the last one. The test policy does not touch
+        the weights; but while there are epochs to come, all records are to be of the same one.
         """
+        free = ("epochs",) if done < other.epochs else ("epochs", "policy")
         for field in fields(self):
             ours, theirs = getattr(self, field.name), getattr(other, field.name)
-            if field.name not in ("epochs", "policy") and ours != theirs:
+            if field.name not in free and ours != theirs:
                 return field.name, ours, theirs
         return None

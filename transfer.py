@@ -24,7 +24,7 @@ from imdbfolder_coco import (
     view_of,
 )
 from locks import claimed
-from methods import METHODS, SOURCE_KIND, Options, PlainNetwork, build_method
+from methods import METHODS, SOURCE_KIND, Options, PlainNetwork, build_method, choose_policy
 from models.pretrained import SourceWeights
 from models.resnet26 import ResNet, resnet26
 from packed import DataFolders
@@ -66,11 +66,13 @@ class Workplace:
     ) -> Settings:
         """The shared settings with what is the task's own; 0 for what its method does not read."""
         mean, std = self.mean_std[task.name]
-        read = METHODS[kind].options if kind in METHODS else ()
+        row = METHODS.get(kind)  # None for the source: it has no options, and decides nothing
+        read, policies = (row.options, row.policies) if row else ((), ())
         unread = {field.name: field.type(0) for field in fields(Options) if field.name not in read}
         return replace(
             shared,
             **unread,
+            policy=choose_policy(policies, shared.policy),
             weight_decay=task.weight_decay,
             mean=tuple(mean),
             std=tuple(std),

@@ -190,6 +190,26 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(trained):
     assert (trained.ckpdir / "svhn/checkpoint.pt").read_bytes() == before
 
 
+def test_a_run_that_has_epochs_left_keeps_its_test_policy(trained, tmp_path, capsys):
+    """Else its records would be of two policies, and say of one only."""
+    again(trained, tmp_path, "svhn", "--nb_epochs", "1")
+    before = (tmp_path / "svhn/arguments.json").read_bytes()
+    with pytest.raises(SpotTuneError, match="policy argmax, but this run asks for sample"):
+        again(trained, tmp_path, "svhn", "--policy", "sample")
+    assert (tmp_path / "svhn/arguments.json").read_bytes() == before
+    again(trained, tmp_path, "svhn", "--nb_epochs", "1", "--policy", "sample")
+    assert "its figures stay those of --policy argmax" in capsys.readouterr().out
+
+
+def test_a_source_that_has_epochs_left_goes_on_for_targets_under_any_test_policy(trained, tmp_path):
+    """It decides nothing, so nothing of it depends on how they decide."""
+    base = [*trained.arguments, "--ckpdir", str(tmp_path), "--tasks", SOURCE.name]
+    main.main([*base, "--source_epochs", "1", "--policy", "sample"])
+    main.main([*base, "--method", "stochastic", "--policy", "kept"])
+    assert Checkpoint.load(tmp_path / SOURCE.name / "checkpoint.pt").settings.policy == "argmax"
+    assert_same_weights(weights(tmp_path, SOURCE.name), weights(trained.ckpdir, SOURCE.name))
+
+
 def test_only_the_drop_at_step1_acts_by_default(trained, tmp_path):
     """Read from the optimisers themselves, network's and policy's, after each epoch."""
     for epochs, rates in ((1, (0.1, 0.01)), (2, (0.01, 0.001)), (3, (0.01, 0.001))):

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import signal
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ import submit_val
 from checkpoints import Checkpoint
 from compute_cost import macs_per_image
 from decathlon import SOURCE
-from errors import SpotTuneError
+from errors import SpotTuneError, Stopped
 from gumbel_softmax import added_at_test_time, gumbel_noise
 from methods import METHODS, Compact, Options, Rates, build_method
 from models.resnet26 import resnet26
 from records import cost, parameter_counts
+from stopping import StopRequest
 from training import train_step
 
 BLOCKS = 12
@@ -314,6 +316,31 @@ def test_the_compact_checkpoint_gives_the_same_answers(trained, source, tmp_path
     answers = submit(trained, tmp_path)
     (tmp_path / "svhn/checkpoint.pt").unlink()  # the compact one stands alone
     assert submit(trained, tmp_path, "--compact") == answers
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"), [("globalk", "compact.pt"), ("spottune", "decisions.json")]
+)
+def test_what_only_a_finished_run_has_is_gone_while_more_epochs_are_trained(
+    kind, file, trained, source, tmp_path, monkeypatch
+):
+    flags = ["--pretrained", source, "--method", kind]
+    train(trained, tmp_path, *flags, "--nb_epochs", "1")
+    assert (tmp_path / "svhn" / file).exists()
+
+    def stop(self, group=None):
+        raise Stopped(signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StopRequest, "raise_if_asked", stop)
+        with pytest.raises(Stopped):
+            train(trained, tmp_path, *flags)
+    assert not (tmp_path / "svhn" / file).exists()
+    if kind == "globalk":
+        with pytest.raises(SpotTuneError, match="no task could be predicted"):
+            submit(trained, tmp_path, "--compact")
+    train(trained, tmp_path, *flags)
+    assert (tmp_path / "svhn" / file).exists()
 
 
 def test_decisions_of_the_last_epoch_are_those_of_the_record(trained):

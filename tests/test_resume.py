@@ -64,8 +64,8 @@ def stop_after(monkeypatch, checks):
 
 
 # Two epochs of 6 steps; after the first 2 batches of val and a save, after the second val under
-# four policies. A stop is possible after each step, each batch of val, and each save.
-@pytest.mark.parametrize("place", range(1, 25))
+# four policies. A stop is possible after each step, each batch of val, each save, and at the end.
+@pytest.mark.parametrize("place", range(1, 26))
 def test_stopped_at_any_step_or_in_evaluation_the_bits_are_the_same(
     place, base, undisturbed, tmp_path, monkeypatch, capsys
 ):
@@ -74,7 +74,7 @@ def test_stopped_at_any_step_or_in_evaluation_the_bits_are_the_same(
         with pytest.raises(Stopped):
             main.main([*base, "--ckpdir", str(tmp_path)])
     left = Checkpoint.load(tmp_path / "svhn/checkpoint.pt")
-    assert (left.unfinished is None) == (place in (9, 24))  # between epochs
+    assert (left.unfinished is None) == (place in (9, 24, 25))  # between epochs
     main.main([*base, "--ckpdir", str(tmp_path)])
     assert outcome(tmp_path) == outcome(undisturbed)
 
@@ -166,6 +166,31 @@ def test_a_signal_finishes_the_step_saves_says_so_and_exits_with_its_status(name
     left = Checkpoint.load(tmp_path / "svhn/checkpoint.pt")
     assert left.unfinished is not None or f"epoch {len(left.history)}/" in rest
     assert not list(tmp_path.glob("**/*.tmp"))
+
+
+# A signal comes while the last line of a task is printed.
+LATE_SIGNAL = """
+import os, signal, sys
+import main, runs
+from errors import run_script
+say = runs.say
+def say_and_stop(line):
+    say(line)
+    if line.startswith("svhn epoch 2/2"):
+        os.kill(os.getpid(), signal.SIGTERM)
+runs.say = say_and_stop
+run_script(lambda: main.main(sys.argv[1:]))
+"""
+
+
+def test_a_stop_that_is_asked_for_after_the_last_epoch_is_not_forgotten(base, tmp_path):
+    arguments = [*base, "--ckpdir", str(tmp_path), "--tasks", "svhn", "dtd"]
+    command = [sys.executable, "-c", LATE_SIGNAL, *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "SIGTERM: stopped; the same command goes on" in done.stderr
+    assert len(Checkpoint.load(tmp_path / "svhn/checkpoint.pt").history) == 2
+    assert not (tmp_path / "dtd").exists()
 
 
 # A step that lasts until the test closes its standard input.
