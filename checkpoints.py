@@ -75,25 +75,21 @@ class Checkpoint:
         write_whole(path, whole.getbuffer())
 
     @classmethod
-    def latest(cls, path: Path) -> "Checkpoint | None":
-        """The checkpoint to go on from, None if there is none yet.
+    def latest(cls, path: Path) -> "Latest | None":
+        """The checkpoint to go on from, None if there is none yet; only reads.
 
-        If it is damaged the one before takes its place, and that is said. Raises SpotTuneError if
-        that one is missing or damaged too.
+        If it is damaged, the one before. Raises SpotTuneError if that one is missing or damaged
+        too.
         """
         before = previous_file(path)
         if not path.exists() and not before.exists():
             return None
         try:
-            return cls.load(path)
+            return Latest(path, cls.load(path))
         except SpotTuneError as error:
             if not before.exists():
                 raise
-            say(f"{error}. Going on from the one before, {before.name}")
-            checkpoint = cls.load(before)
-        if path.exists():  # else the next save would put it in the good one's place
-            path.replace(path.with_suffix(".damaged.pt"))
-        return checkpoint
+            return Latest(path, cls.load(before), damage=str(error))
 
     @classmethod
     def load(cls, path: Path, advice: str = REMOVE) -> "Checkpoint":
@@ -146,6 +142,32 @@ class Checkpoint:
                 f"{path}: its weights do not fit the {self.kind} network that it describes "
                 f"({reason}). {REMOVE}"
             ) from error
+
+
+@dataclass(frozen=True)
+class Latest:
+    """A task's last checkpoint, or if that one is damaged or gone, the one before."""
+
+    path: Path  # of the last one
+    checkpoint: Checkpoint
+    damage: str = ""  # what is wrong with the last one
+
+    @property
+    def where(self) -> Path:
+        """The file that the checkpoint was read from."""
+        return previous_file(self.path) if self.damage else self.path
+
+    def repair(self) -> None:
+        """Put it in the place of a damaged one, aloud. For the process that holds the folder.
+
+        The damaged one stays, as checkpoint.damaged.pt.
+        """
+        if not self.damage:
+            return
+        say(f"{self.damage}. Going on from the one before, {self.where.name}")
+        if self.path.exists():
+            keep_copy(self.path, self.path.with_suffix(".damaged.pt"))
+        keep_copy(self.where, self.path)  # at no moment is there none, for those who only read
 
 
 def _read(path: Path, advice: str) -> object:

@@ -190,11 +190,17 @@ def collect(tasks: Sequence[DecathlonTask], ckpdir: Path) -> bool:
     """Print the table over the checkpoints, and what is missing; False if there are no records."""
     histories, missing = {}, []
     for task in tasks:
-        path = checkpoint_file(ckpdir, task.name)
-        if not path.exists():
+        try:
+            found = Checkpoint.latest(checkpoint_file(ckpdir, task.name))
+        except SpotTuneError as error:
+            missing.append(f"{task.name}: {error}")
+            continue
+        if found is None:
             missing.append(f"{task.name}: no epoch is finished")
             continue
-        checkpoint = Checkpoint.load(path)
+        if found.damage:
+            missing.append(f"{task.name}: {found.damage}")
+        checkpoint = found.checkpoint
         done, asked = len(checkpoint.history), checkpoint.settings.epochs
         if done < asked:
             missing.append(f"{task.name}: {done} of {asked} epochs are finished")

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from checkpoints import Checkpoint, checkpoint_file, compact_file
+from checkpoints import Checkpoint, Latest, checkpoint_file, compact_file
 from devices import Compute
 from distributed import Group
 from errors import SpotTuneError, Stopped, brief
@@ -60,23 +60,23 @@ class Run:
         known = {"task": self.task, "method": self.kind, "num_classes": len(self.categories)}
         return {**known, **self.settings.as_plain()}
 
-    def found(self) -> Checkpoint | None:
+    def found(self) -> Latest | None:
         """The checkpoint to go on from, or None. Raises SpotTuneError if it is another run's."""
-        checkpoint = Checkpoint.latest(self.path)
-        difference = checkpoint and self.difference(checkpoint)
+        found = Checkpoint.latest(self.path)
+        difference = found and self.difference(found.checkpoint)
         if difference is not None:
-            name, found, asked = difference
+            name, trained, asked = difference
             if name == "data_sha256":
                 raise SpotTuneError(
                     f"{self.path}: was trained on other images or labels than the annotations of "
                     f"{self.task} list now. Put those back, or give another --ckpdir to train anew"
                 )
             raise SpotTuneError(
-                f"{self.path}: was trained with {name} {brief(found, 40)}, but this run "
+                f"{self.path}: was trained with {name} {brief(trained, 40)}, but this run "
                 f"asks for {brief(asked, 40)}. Give the same settings to go on, or another "
                 f"--ckpdir to train anew"
             )
-        return checkpoint
+        return found
 
     def difference(self, checkpoint: Checkpoint) -> tuple[str, object, object] | None:
         """The first thing in which the checkpoint is not this run's: name, found, asked."""
@@ -168,8 +168,11 @@ def fit(
     trainer = Trainer(method, rates, compute, settings.batch_size)
     sums = EpochSums.zero(method.num_blocks, compute.device)
     steps = num_steps(len(train_data.images), settings.batch_size)
-    history = restore(run, method, trainer.optimizers, sums, steps)
+    found = run.found()
     compute.group.agree(0)  # before the first process writes, all have read
+    if found and compute.group.is_first:
+        found.repair()
+    history = restore(run, found, method, trainer.optimizers, sums, steps) if found else []
     if history and compute.group.is_first:
         write_records(run.folder, history)
     if len(history) < settings.epochs and compute.group.is_first:
@@ -299,12 +302,10 @@ def not_finite(held: Mapping[str, object]) -> list[str]:
 
 
 def restore(
-    run: Run, method: nn.Module, optimizers: Sequence, sums: EpochSums, steps: int
+    run: Run, found: Latest, method: nn.Module, optimizers: Sequence, sums: EpochSums, steps: int
 ) -> list[dict]:
-    """Load the checkpoint, if there is one, into method, optimisers and sums; its history."""
-    checkpoint = run.found()
-    if checkpoint is None:
-        return []
+    """Load the checkpoint that was found into method, optimisers and sums; its history."""
+    checkpoint = found.checkpoint
     checkpoint.load_into(method, run.path)
     try:
         for optimizer, saved in zip(optimizers, checkpoint.optimizers, strict=True):

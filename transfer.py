@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoints import Checkpoint, checkpoint_file
+from checkpoints import Checkpoint, Latest, checkpoint_file
 from decathlon import SOURCE, DecathlonTask
 from devices import Compute
 from errors import SpotTuneError
@@ -90,29 +90,48 @@ def source_weights(
     own = place.checkpoint(SOURCE)
     found = Checkpoint.latest(own)
     is_other_file = pretrained is not None and pretrained.resolve() != own.resolve()
-    if is_other_file or (found is not None and was_adopted(found)):
-        weights = SourceWeights.read(pretrained if is_other_file else own, settings.width)
-        may_write = found is None or wanted
+    if is_other_file or was_adopted(found):
+        weights = SourceWeights.read(pretrained if is_other_file else found.where, settings.width)
+        may_write = found is None or found.damage or wanted
         # Tasks that start side by side adopt the same weights: the first does, the others wait.
         with claimed(own.parent, patient=True) if may_write else nullcontext():
             history = adopt_source(place, settings, weights, wanted)
-    else:
-        history = train_source(place, settings) if wanted else found.history
+    elif wanted:
+        history = train_source(place, settings)
         weights = SourceWeights.read(own, settings.width)
+    else:
+        weights, history = kept_source(found, settings.width), found.checkpoint.history
     say(f"source weights: {weights.where}")
-    if found is not None and not wanted and len(history) < found.settings.epochs:
-        say(f"{own}: trained for only {len(history)} of {found.settings.epochs} epochs")
     return weights, history
 
 
-def was_adopted(source: Checkpoint) -> bool:
+def kept_source(found: Latest, width: int) -> SourceWeights:
+    """The weights of a source that was trained before, for targets alone; only reads.
+
+    Raises SpotTuneError if they would be those of an epoch before the last that was trained: other
+    targets have started from that one.
+    """
+    done, asked = len(found.checkpoint.history), found.checkpoint.settings.epochs
+    if found.damage and done < asked:
+        raise SpotTuneError(
+            f"{found.path}: cannot be read, and {found.where.name} is of {done} of {asked} epochs. "
+            f"To train the source on from there, add {SOURCE.name} to --tasks"
+        )
+    if found.damage:
+        say(f"{found.damage}. Starting from the one before")
+    if done < asked:
+        say(f"{found.where}: trained for only {done} of {asked} epochs")
+    return SourceWeights.read(found.where, width)
+
+
+def was_adopted(source: Latest | None) -> bool:
     """Whether the source's checkpoint holds weights that an earlier run took from a file."""
-    return source.settings.source_sha256 != ""
+    return source is not None and source.checkpoint.settings.source_sha256 != ""
 
 
 def refuse_adopted(path: Path) -> None:
     """Raise SpotTuneError if the source's checkpoint is not of a network trained here."""
-    if path.exists() and was_adopted(Checkpoint.load(path)):
+    if was_adopted(Checkpoint.latest(path)):
         raise SpotTuneError(
             f"{path}: was taken from a file, but --pretrained none asks for a source network that "
             f"is trained here. Name another --ckpdir, or leave --pretrained out"
@@ -130,13 +149,13 @@ def adopt_source(
     They are evaluated on val once, if that is wanted and the images are there.
     """
     own = place.checkpoint(SOURCE)
-    found = Checkpoint.load(own) if own.exists() else None
+    found = Checkpoint.latest(own)
     if found is not None and not was_adopted(found):
         raise SpotTuneError(
             f"{own}: holds a source network that was trained here, but {weights.where} was asked "
             f"for. Name another --ckpdir, or give --pretrained none"
         )
-    if found is not None and found.settings.source_sha256 != weights.sha256:
+    if found is not None and found.checkpoint.settings.source_sha256 != weights.sha256:
         raise SpotTuneError(
             f"{own}: holds other source weights than {weights.where}. Name another --ckpdir, or "
             f"leave --pretrained out"
@@ -145,12 +164,15 @@ def adopt_source(
     settings = place.settings(SOURCE, SOURCE_KIND, replace(settings, epochs=0), weights.sha256)
     run = Run(place.ckpdir, SOURCE.name, SOURCE_KIND, categories, settings)
     method = PlainNetwork(weights.network(settings.width))
-    history = found.history if found else []
+    kept = found.checkpoint.history if found else []
+    history = kept
+    if found is not None:
+        found.repair()
     if evaluated and not history and place.has(SOURCE, ["val"]):
         history = [adopted_record(run, method, place)]
     elif evaluated and not history:
         say(f"{SOURCE.name}: its images are not in {place.folders.datadir}, so it is not evaluated")
-    if found is None or found.history != history:
+    if found is None or kept != history:
         view = View(settings.resize, settings.resize)
         write_surroundings(run.folder, run.arguments(), place.compute, method, view)
         run.save(method, [], history)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,6 +220,22 @@ def test_a_job_is_given_up_only_if_slurm_says_that_it_does_not_run(
     monkeypatch.setattr(cluster_job, "ASKING_SECONDS", 2.0)
     place = SimpleNamespace(cluster="slurm", job_id="7")
     assert cluster_job.is_running_job(place) == is_running
+
+
+def test_a_damaged_checkpoint_is_named_beside_the_other_tasks_lines(trained, tmp_path, capsys):
+    for task in ("svhn", "dtd", "ucf101"):
+        shutil.copytree(trained.ckpdir / task, tmp_path / task)
+    for damaged in ("svhn/checkpoint.pt", "dtd/checkpoint.pt", "dtd/checkpoint.previous.pt"):
+        (tmp_path / damaged).write_bytes(b"x")
+    tasks = ["svhn", "dtd", "ucf101"]
+    cluster.main(["--collect", "--ckpdir", str(tmp_path), "--tasks", *tasks])
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in said[2:4]] == [["svhn", "1"], ["ucf101", "2"]]
+    assert said[-3].startswith(f"svhn: {tmp_path / 'svhn/checkpoint.pt'}: not a readable")
+    assert said[-2] == "svhn: 1 of 2 epochs are finished"
+    assert said[-1].startswith(f"dtd: {tmp_path / 'dtd/checkpoint.previous.pt'}: not a readable")
+    with pytest.raises(SpotTuneError, match="3 of 3 tasks failed: svhn .never started., dtd"):
+        cluster.conclude([TASK_BY_NAME[name] for name in tasks], {}, tmp_path)
 
 
 def test_the_source_comes_first_and_alone_then_the_targets_with_most_images_first():

@@ -125,7 +125,7 @@ def checkpoint(folder: Path) -> Kind:
             SourceWeights.read(run.path, WIDTH)
         else:
             sums = EpochSums.zero(method.num_blocks, torch.device("cpu"))
-            history = restore(run, method, method.optimizers(rates), sums, steps=2)
+            history = restore(run, run.found(), method, method.optimizers(rates), sums, steps=2)
             main.table({TASK.name: history[-1]} if history else {})
 
     return Kind(run.path, good, damaged_checkpoint(good), read)
