@@ -186,7 +186,6 @@ def fit(
             record = keeper.epoch(sums, train_data, val_data, label)
             say(f"{label}  {summary(record)}")
             sums = EpochSums.zero(method.num_blocks, compute.device)
-        stop.raise_if_asked(compute.group)  # while the last line was printed
     if compute.group.is_first:
         draw_curves(history, run.task, run.folder / "curves.png")
     return history

@@ -43,6 +43,7 @@ class StopRequest:
 def deferred_stop() -> Iterator[StopRequest]:
     """Inside, a signal asks for a stop instead of stopping in the middle of a step.
 
+    At the end Stopped is raised for one that was not answered.
     In a thread other than the main one, where Python allows no signal handlers, nothing changes.
     """
     request = StopRequest()
@@ -56,3 +57,5 @@ def deferred_stop() -> Iterator[StopRequest]:
         if request.number is None:
             for number, handler in before.items():
                 signal.signal(number, handler)
+    if request.number is not None:  # after the last time that the caller looked
+        raise Stopped(request.number)

@@ -65,7 +65,7 @@ def stop_after(monkeypatch, checks):
 
 # Two epochs of 6 steps; after the first 2 batches of val and a save, after the second val under
 # four policies. A stop is possible after each step, each batch of val, each save, and at the end.
-@pytest.mark.parametrize("place", range(1, 26))
+@pytest.mark.parametrize("place", range(1, 25))
 def test_stopped_at_any_step_or_in_evaluation_the_bits_are_the_same(
     place, base, undisturbed, tmp_path, monkeypatch, capsys
 ):
@@ -74,7 +74,7 @@ def test_stopped_at_any_step_or_in_evaluation_the_bits_are_the_same(
         with pytest.raises(Stopped):
             main.main([*base, "--ckpdir", str(tmp_path)])
     left = Checkpoint.load(tmp_path / "svhn/checkpoint.pt")
-    assert (left.unfinished is None) == (place in (9, 24, 25))  # between epochs
+    assert (left.unfinished is None) == (place in (9, 24))  # between epochs
     main.main([*base, "--ckpdir", str(tmp_path)])
     assert outcome(tmp_path) == outcome(undisturbed)
 
