@@ -1,5 +1,6 @@
 """A made-up Decathlon and trained networks that several tests share."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -27,6 +28,13 @@ SMALL = ["--resize", "16", "--crop", "16", "--width", "4", "--batch_size", "8", 
 def one_thread():
     """Small networks are quickest on one thread, and bits are equal for equal thread counts."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """What a shell starts in the background ignores SIGINT, and so would all that tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
