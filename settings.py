@@ -54,6 +54,8 @@ class Settings:
 
         Those with a default may be missing: older runs did not record them.
         """
+        if not isinstance(plain, Mapping):
+            raise TypeError("the settings are not named values")
         tuples = {name: tuple(plain[name]) for name in TUPLES if name in plain}
         settings = cls(**{**plain, **tuples})
         for field in fields(cls):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -242,6 +243,7 @@ def momenta(content):
         (lambda c: c["weights"].pop("net.pairs.3.kept.bn1.bias"), "do not fit"),
         (lambda c: c["weights"].pop("net.stem.conv.weight"), "width"),
         (lambda c: settings_with(c, width=10**9), "width"),
+        (lambda c: c.update(settings=SimpleNamespace(as_plain=lambda: torch.ones(2))), "named"),
         (lambda c: c["categories"].pop(), "classes"),
         (lambda c: c["categories"].clear(), "no categories"),
         (lambda c: c["history"].append({}), "record of epoch 3 lacks"),
