@@ -64,7 +64,7 @@ def stop_after(monkeypatch, checks):
 
 
 # Two epochs of 6 steps; after the first 2 batches of val and a save, after the second val under
-# four policies. A stop is possible after each step, each batch of val, each save, and at the end.
+# four policies. A stop is possible after each step, each batch of val, and each save.
 @pytest.mark.parametrize("place", range(1, 25))
 def test_stopped_at_any_step_or_in_evaluation_the_bits_are_the_same(
     place, base, undisturbed, tmp_path, monkeypatch, capsys
