@@ -20,7 +20,7 @@ $(VENV)/installed: requirements.txt
 venv: $(VENV)/installed
 
 demo: $(VENV)/installed
-	$(RUN) make_sample_data.py $(DEMO)
+	$(RUN) -m sample_data.make $(DEMO)
 	$(RUN) main.py $(DEMO_DATA) $(DEMO_SIZE) --pretrained none --train_split train \
 	    --source_epochs 12 --source_steps 8 --nb_epochs 10 --step1 8
 	$(RUN) submit_val.py $(DEMO_DATA) --out $(DEMO)/val/results.json

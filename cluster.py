@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from arguments import (
+from decathlon import SOURCE, TASK_BY_NAME, DecathlonTask
+from engine.arguments import (
     Parser,
     check_sides,
     data_folders,
@@ -24,9 +25,11 @@ from arguments import (
     positive_float,
     positive_int,
 )
-from checkpoints import Checkpoint, checkpoint_file
-from cluster_job import TaskJob
-from cluster_queue import (
+from engine.checkpoints import Checkpoint, checkpoint_file
+from engine.fit import Pace
+from engine.transfer import Workplace
+from launch.cluster_job import TaskJob
+from launch.cluster_queue import (
     Jobs,
     Shape,
     Stage,
@@ -38,19 +41,16 @@ from cluster_queue import (
     submit,
     wait_for,
 )
-from crew import log_file
-from decathlon import SOURCE, TASK_BY_NAME, DecathlonTask
-from devices import Compute
-from distributed import Group, check_group
-from errors import SpotTuneError, run_script
-from jobs import job_command
+from launch.crew import log_file
+from launch.jobs import job_command
 from main import SCRIPT, check_tasks, pretrained_file, report
 from main import parse_args as parse_training
-from mean_std import read_mean_std
-from methods import METHODS
-from progress import say
-from runs import Pace
-from transfer import Workplace
+from methods.registry import METHODS
+from runtime.devices import Compute
+from runtime.distributed import Group, check_group
+from runtime.errors import SpotTuneError, run_script
+from runtime.progress import say
+from weights.mean_std import read_mean_std
 
 SBATCH = {"requeue": True, "kill-on-invalid-dep": "yes"}  # whatever the cluster's defaults are
 

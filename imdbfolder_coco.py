@@ -22,14 +22,14 @@ import torch
 from pycocotools.coco import COCO
 from torch import Tensor
 
-from cutting import Cutter
 from decathlon import IDS_PER_TASK, DecathlonTask, TrainCrop
-from devices import to_device
-from distributed import ALONE, Group
-from errors import SpotTuneError, brief
+from image_cache.cutting import Cutter
+from image_cache.packed import Annotations, DataFolders, PackedImages, open_packed
 from models.resnet26 import SIDE_MULTIPLE
-from packed import Annotations, DataFolders, PackedImages, open_packed
-from randomness import generator
+from runtime.devices import to_device
+from runtime.distributed import ALONE, Group
+from runtime.errors import SpotTuneError, brief
+from runtime.randomness import generator
 
 UNLABELLED = -1
 FETCH_AGAIN = "Remove the annotations folder and fetch it again with ./download_data.sh"

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from arguments import (
+from decathlon import SOURCE, TASK_BY_NAME, DecathlonTask
+from engine.arguments import (
     Parser,
     add_compute_arguments,
     add_data_arguments,
@@ -27,21 +28,20 @@ from arguments import (
     positive_float,
     positive_int,
 )
-from crew import end_with_parent
-from decathlon import SOURCE, TASK_BY_NAME, DecathlonTask
-from devices import choose_compute, describe, job_devices
-from distributed import check_group, group_of_processes, own_device
-from errors import SpotTuneError, run_script
-from jobs import check_finished, job_command, train_side_by_side
-from locks import refuse_claimed
-from mean_std import read_mean_std
-from methods import METHODS, MethodRow, choose_policy
+from engine.fit import Pace
+from engine.settings import TRAIN_SPLITS, Settings
+from engine.transfer import Workplace, refuse_adopted, source_weights, train_task
+from launch.crew import end_with_parent
+from launch.jobs import check_finished, job_command, train_side_by_side
+from methods.registry import METHODS, MethodRow, choose_policy
 from models.resnet26 import PAPER_WIDTH
-from plots import draw_fine_tuned_share
-from progress import say
-from runs import Pace
-from settings import TRAIN_SPLITS, Settings
-from transfer import Workplace, refuse_adopted, source_weights, train_task
+from reporting.plots import draw_fine_tuned_share
+from runtime.devices import choose_compute, describe, job_devices
+from runtime.distributed import check_group, group_of_processes, own_device
+from runtime.errors import SpotTuneError, run_script
+from runtime.locks import refuse_claimed
+from runtime.progress import say
+from weights.mean_std import read_mean_std
 
 SCRIPT = Path(__file__)
 OWN_MEAN_STD = SCRIPT.parent / "decathlon_mean_std.pickle"

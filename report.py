@@ -9,10 +9,11 @@ were tested, and trained, as those were; else the page says in what they differ.
 
 from collections.abc import Sequence
 
-from arguments import Parser
 from decathlon import SOURCE
-from errors import run_script
-from figures import (
+from engine.arguments import Parser
+from reporting import tables
+from reporting.comparability import departures, test_departures
+from reporting.figures import (
     accuracy_figures,
     add_study_arguments,
     decision_figures,
@@ -21,10 +22,6 @@ from figures import (
     seen_in_training,
     write_figures,
 )
-from files import write_whole
-from progress import say
-from reporting import tables
-from reporting.comparability import departures, test_departures
 from reporting.pages import (
     FIGURES,
     Bullets,
@@ -36,6 +33,9 @@ from reporting.pages import (
     as_markdown,
 )
 from reporting.study import Study, read_study
+from runtime.errors import run_script
+from runtime.files import write_whole
+from runtime.progress import say
 from score import ABOUT_PUBLISHED
 
 TITLE = "SpotTune on the Visual Decathlon: report"

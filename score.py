@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import decathlon
-from arguments import Parser
+from challenge.submissions import PUBLIC_LABELS, Answers, Labels, read_answers, read_labels
 from decathlon import PUBLISHED, TASK_BY_NAME, TASKS, DecathlonTask
-from errors import SpotTuneError, run_script
-from files import check_place, write_whole
-from submissions import PUBLIC_LABELS, Answers, Labels, read_answers, read_labels
+from engine.arguments import Parser
+from runtime.errors import SpotTuneError, run_script
+from runtime.files import check_place, write_whole
 
 SPLITS = ("train", "val", "test")  # in the order of the split's digit in an image id
 HEADS = ["ImNt", "Airc", "C100", "DPed", "DTD", "GTSR", "Flwr", "OGlt", "SVHN", "UCF", "mean", "S"]

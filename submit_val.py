@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from errors import run_script
-from predictions import submit
+from challenge.predictions import submit
+from runtime.errors import run_script
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from gumbel_softmax import likelier_decisions
-from methods import MOMENTUM, POLICY_WEIGHT_DECAY, Rates, SpotTune
+from methods.registry import MOMENTUM, POLICY_WEIGHT_DECAY, Rates, SpotTune
 
 
 def decode_batch(

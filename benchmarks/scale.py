@@ -21,20 +21,20 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from arguments import Parser, positive_int
 from benchmarks.memory import peak_mib
-from cutting import cutter_for
 from decathlon import SOURCE
-from devices import Compute
-from errors import SpotTuneError, run_script
-from files import check_place, replacing, write_whole
+from engine.arguments import Parser, positive_int
+from engine.step import EpochSums, Trainer, train_epoch
+from image_cache.cutting import cutter_for
+from image_cache.packed import HEADER, DataFolders, finish, new_index, pack_file, sha256_of
+from image_cache.task_data import TaskData
 from imdbfolder_coco import View, annotation_file, load_images, read_annotations, training_order
-from methods import Rates, build_method
+from methods.registry import Rates, build_method
 from models.resnet26 import resnet26
-from packed import HEADER, DataFolders, finish, new_index, pack_file, sha256_of
-from progress import say
-from task_data import TaskData
-from training import EpochSums, Trainer, train_epoch
+from runtime.devices import Compute
+from runtime.errors import SpotTuneError, run_script
+from runtime.files import check_place, replacing, write_whole
+from runtime.progress import say
 
 HEIGHT, WIDTH = 72, 96  # of the made-up images
 SIDE, CROP = 32, 32  # of the growing epochs

@@ -25,24 +25,24 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from arguments import Parser, positive_int
 from benchmarks.made_up import write_images
 from benchmarks.memory import peak_mib
 from benchmarks.plain_form import decode_batch, plain_optimizers, plain_predict, plain_train_step
-from compute_cost import macs_per_image
-from cutting import cutter_for
 from decathlon import TARGETS, DecathlonTask
-from devices import Compute, choose_compute, describe
-from errors import SpotTuneError, run_script
-from files import check_place, write_whole
+from engine.arguments import Parser, positive_int
+from engine.step import Trainer
 from gumbel_softmax import gumbel_noise
+from image_cache.cutting import cutter_for
+from image_cache.packed import Annotations, DataFolders, open_packed
 from imdbfolder_coco import View, normalise, training_order, view_of
-from methods import Rates, build_method
+from launch.workload import OFFICIAL_WHOLE
+from methods.cost import macs_per_image
+from methods.registry import Rates, build_method
 from models.resnet26 import PAPER_WIDTH, resnet26
-from packed import Annotations, DataFolders, open_packed
-from progress import say
-from training import Trainer
-from workload import OFFICIAL_WHOLE
+from runtime.devices import Compute, choose_compute, describe
+from runtime.errors import SpotTuneError, run_script
+from runtime.files import check_place, write_whole
+from runtime.progress import say
 
 MEAN_STD = ((0.48, 0.45, 0.41), (0.27, 0.26, 0.27))
 RATES = Rates(network=0.01, policy=0.01, weight_decay=5e-4)

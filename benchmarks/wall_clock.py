@@ -25,12 +25,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from arguments import Parser, positive_float, positive_int
 from decathlon import SOURCE, TARGETS, DecathlonTask
-from errors import run_script
+from engine.arguments import Parser, positive_float, positive_int
+from launch.workload import OFFICIAL_WHOLE, pixels_of_image
 from models.resnet26 import resnet26
-from progress import say
-from workload import OFFICIAL_WHOLE, pixels_of_image
+from runtime.errors import run_script
+from runtime.progress import say
 
 RESIZE, CROP = 72, 64
 GPUS = (1, 2, 4, 8, 32)

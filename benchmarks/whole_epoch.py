@@ -19,16 +19,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import main as training_script
-import training
-from arguments import Parser, positive_int
 from benchmarks.made_up import write_images
-from checkpoints import Checkpoint
 from decathlon import SOURCE, TASK_BY_NAME
-from errors import SpotTuneError, run_script
-from methods import build_method
+from engine.arguments import Parser, positive_int
+from engine.checkpoints import Checkpoint
+from engine.settings import Settings
+from engine.step import Trainer
+from methods.registry import build_method
 from models.resnet26 import PAPER_WIDTH, resnet26
-from progress import say
-from settings import Settings
+from runtime.errors import SpotTuneError, run_script
+from runtime.progress import say
 
 TASK = TASK_BY_NAME["ucf101"]  # larger than three of the nine targets, smaller than five
 NUM_VAL = 64
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def timed_training(folder: Path, sizes: Sequence[str]) -> dict[str, float]:
     """Run main.py's main for one epoch; the seconds that it spent in training steps."""
     seconds = 0.0
-    step = training.Trainer.step
+    step = Trainer.step
 
     def timed_step(*arguments):
         nonlocal seconds
@@ -79,7 +79,7 @@ def timed_training(folder: Path, sizes: Sequence[str]) -> dict[str, float]:
         seconds += time.perf_counter() - start
         return result
 
-    training.Trainer.step = timed_step
+    Trainer.step = timed_step
     training_script.main(
         ["--datadir", str(folder), "--ckpdir", str(folder / "checkpoints"), "--device", "cpu"]
         + ["--pretrained", str(folder / "source.pt"), "--tasks", TASK.name, "--nb_epochs", "1"]

@@ -8,7 +8,7 @@ never share a table with them.
 from collections.abc import Iterator
 
 from decathlon import COLUMNS, SOURCE, TASK_BY_NAME
-from methods import METHODS
+from methods.registry import METHODS
 from models.resnet26 import PAPER_WIDTH
 from reporting.study import Study
 from reporting.task_runs import TaskRun

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from plots import (
+from reporting.plots import (
     FINE_TUNED,
     INK,
     KEPT,

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from arguments import NUM_BLOCKS
 from decathlon import TASK_BY_NAME
-from errors import SpotTuneError
+from engine.arguments import NUM_BLOCKS
+from image_cache.packed import DataFolders, PackedImages, pack_file
 from imdbfolder_coco import annotation_file, load_images
-from packed import DataFolders, PackedImages, pack_file
 from reporting.drawings import Example
 from reporting.study import Study
 from reporting.task_runs import Row, TaskRun, read_object
+from runtime.errors import SpotTuneError
 
 EACH = 4  # images on either side
 Sides = tuple[list[Example], list[Example]]

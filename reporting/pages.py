@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from errors import printable
+from runtime.errors import printable
 
 FIGURES = "figures"  # the folder beside the page
 

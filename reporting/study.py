@@ -11,10 +11,10 @@ from functools import cached_property
 from pathlib import Path
 
 from decathlon import COLUMNS, SOURCE
-from errors import SpotTuneError
-from methods import METHODS
+from engine.settings import Settings
+from methods.registry import METHODS
 from reporting.task_runs import Row, TaskRun, read_run
-from settings import Settings
+from runtime.errors import SpotTuneError
 
 APART = "Report them apart"
 # In what runs must agree to stand in one table: all of them, those of a task, those of a row.

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
-from arguments import NUM_BLOCKS
 from decathlon import COLUMNS, PUBLISHED, SOURCE, TASK_BY_NAME
-from methods import METHODS
+from engine.arguments import NUM_BLOCKS
+from methods.registry import METHODS
 from reporting.comparability import test_departures
 from reporting.pages import Table
 from reporting.results import (

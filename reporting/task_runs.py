@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from arguments import NUM_BLOCKS
 from decathlon import SOURCE, TASK_BY_NAME
-from errors import SpotTuneError
+from engine.arguments import NUM_BLOCKS
+from engine.records import RECORDED
+from engine.settings import Settings
 from gumbel_softmax import POLICIES
-from methods import METHODS, SOURCE_KIND
-from records import RECORDED
-from settings import Settings
+from methods.registry import METHODS, SOURCE_KIND
+from runtime.errors import SpotTuneError
 
 SCORES = "score_test.json"  # in a --ckpdir: what score.py --split test --json wrote
 HOW = {

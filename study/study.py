@@ -28,10 +28,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))  # so that it can be started from anywhere, as the other scripts
 
-from arguments import Parser, positive_int  # noqa: E402
-from errors import SpotTuneError, run_script  # noqa: E402
-from files import keep_copy  # noqa: E402
-from progress import say  # noqa: E402
+from engine.arguments import Parser, positive_int  # noqa: E402
+from runtime.errors import SpotTuneError, run_script  # noqa: E402
+from runtime.files import keep_copy  # noqa: E402
+from runtime.progress import say  # noqa: E402
 
 RECORDS = ("arguments.json", "cost.json", "decisions.json", "environment.json", "records.jsonl")
 SHARED = ["--train_split", "train", "--resize", "32", "--crop", "24", "--batch_size", "32"]

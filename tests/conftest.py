@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import main
-import make_sample_data
-from errors import SpotTuneError
-from locks import refuse_claimed
+from runtime.errors import SpotTuneError
+from runtime.locks import refuse_claimed
+from sample_data import make
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -41,9 +41,7 @@ def interruptible():
 def decathlon_root(tmp_path_factory) -> Path:
     """decathlon-1.0 with ten made-up tasks: 2 classes, 6 train, 2 val and 2 test images each."""
     folder = tmp_path_factory.mktemp("made_up")
-    make_sample_data.main(
-        [str(folder), "--classes", "2", "--images_per_class", "6", "--side", "16"]
-    )
+    make.main([str(folder), "--classes", "2", "--images_per_class", "6", "--side", "16"])
     return folder / "decathlon-1.0"
 
 

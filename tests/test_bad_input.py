@@ -16,9 +16,9 @@ from conftest import REPOSITORY, SMALL, run_script
 
 import main
 import submit_val
-from checkpoints import Checkpoint
-from errors import SpotTuneError
-from mean_std import as_pickle
+from engine.checkpoints import Checkpoint
+from runtime.errors import SpotTuneError
+from weights.mean_std import as_pickle
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ import torch
 from conftest import REPOSITORY
 
 import main
-import make_sample_data
-from checkpoints import Checkpoint, content_sha256
 from decathlon import SOURCE
-from errors import SpotTuneError
-from records import TIMING_FIELDS
-from runs import not_finite
+from engine.checkpoints import Checkpoint, content_sha256
+from engine.fit import not_finite
+from engine.records import TIMING_FIELDS
+from image_cache.decoding import AS_SCRIPT
+from runtime.errors import SpotTuneError
+from sample_data import make
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +142,7 @@ def test_an_image_that_may_not_be_read_is_named_by_the_process_that_decodes_it(
     (tmp_path / "pack").touch()
     task = {"names": ["image.jpg"], "folder": str(tmp_path), "side": 40, "chunk": 1}
     (tmp_path / "task").write_text(json.dumps({**task, "file": str(tmp_path / "pack")}))
-    command = [sys.executable, REPOSITORY / "decoding.py", tmp_path / "task", "0", "1"]
+    command = [sys.executable, "-c", AS_SCRIPT, tmp_path / "task", "0", "1"]
     done = subprocess.run([*without_root_powers, *command], capture_output=True, check=True)
     assert f"{tmp_path}/image.jpg: permission was denied" in done.stdout.decode(errors="replace")
     assert done.stderr == b""
@@ -261,7 +262,8 @@ def limit_memory(megabytes):
     The limit is on the process's data, set after a first small batch has loaded the libraries.
     """
     return f"""
-import resource, torch, training, evaluation
+import resource, torch
+from engine import evaluation, step as training
 def limit():
     used = int(open("/proc/self/status").read().split("VmData:")[1].split()[0]) * 1024
     room = used + {megabytes} * 2**20
@@ -288,9 +290,7 @@ limited(evaluation.InPieces, "__call__")
 def larger_images(tmp_path_factory):
     """decathlon-1.0 with images of 64 x 64 pixels, 20 of them in svhn's val."""
     folder = tmp_path_factory.mktemp("larger")
-    make_sample_data.main(
-        [str(folder), "--classes", "2", "--images_per_class", "30", "--side", "64"]
-    )
+    make.main([str(folder), "--classes", "2", "--images_per_class", "30", "--side", "64"])
     return folder / "decathlon-1.0"
 
 

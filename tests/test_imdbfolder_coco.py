@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from cutting import ResidentImages, cutter_for
 from decathlon import TASK_BY_NAME, TASKS
-from decoding import decode_image
-from errors import SpotTuneError
+from image_cache.cutting import ResidentImages, cutter_for
+from image_cache.decoding import decode_image
+from image_cache.packed import DataFolders, PackedImages
 from imdbfolder_coco import (
     UNLABELLED,
     View,
@@ -24,7 +24,7 @@ from imdbfolder_coco import (
     training_order,
     view_of,
 )
-from packed import DataFolders, PackedImages
+from runtime.errors import SpotTuneError
 
 
 @pytest.fixture

@@ -10,25 +10,25 @@ import torch
 from conftest import REPOSITORY, SHARED, SMALL, run_script
 
 import main
-import predictions
-import runs
 import score
 import submit_test
 import submit_val
-from checkpoints import Checkpoint
-from compute_cost import macs_per_image
+from challenge import predictions
 from decathlon import SOURCE, TARGETS, TASK_BY_NAME, TASKS
-from devices import Compute
-from errors import SpotTuneError
-from evaluation import predict
+from engine import fit
+from engine.checkpoints import Checkpoint
+from engine.evaluation import predict
+from engine.fit import Pace
+from engine.records import TIMING_FIELDS
+from engine.transfer import Workplace
+from image_cache.packed import DataFolders
 from imdbfolder_coco import View
-from mean_std import read_mean_std
-from methods import METHODS, build_method, choose_policy
+from methods.cost import macs_per_image
+from methods.registry import METHODS, build_method, choose_policy
 from models.resnet26 import resnet26
-from packed import DataFolders
-from records import TIMING_FIELDS
-from runs import Pace
-from transfer import Workplace
+from runtime.devices import Compute
+from runtime.errors import SpotTuneError
+from weights.mean_std import read_mean_std
 
 OWN = REPOSITORY / "decathlon_mean_std.pickle"
 
@@ -348,7 +348,7 @@ def test_sampled_answers_are_those_of_the_record(trained, tmp_path, monkeypatch)
         return predict(*arguments)
 
     monkeypatch.setattr(predictions, "predict", observed)
-    monkeypatch.setattr(runs, "predict", observed)
+    monkeypatch.setattr(fit, "predict", observed)
     again(trained, tmp_path, "svhn", "dtd", "--policy", "sample")
     out = tmp_path / "results.json"
     flags = ["--datadir", str(trained.root), "--ckpdir", str(tmp_path), "--out", str(out)]

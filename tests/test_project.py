@@ -7,7 +7,9 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-FOLDERS = (REPOSITORY, REPOSITORY / "models", REPOSITORY / "reporting")
+PACKAGES = ("challenge", "engine", "image_cache", "launch", "methods", "models", "reporting")
+PACKAGES += ("runtime", "sample_data", "weights")
+FOLDERS = (REPOSITORY, *(REPOSITORY / name for name in PACKAGES))
 MODULES = [path for folder in FOLDERS for path in sorted(folder.glob("*.py"))]
 WORK = (ast.For, ast.While, ast.With, ast.Try)
 

@@ -18,17 +18,17 @@ from PIL import Image
 from test_legacy_t7 import module, ordered_dict_of, parameter, saved, storage, tensor
 from test_mean_std import THREE_EIGHTHS, raw_array, with_mean
 
-import make_sample_data
-from checkpoints import Checkpoint, content_sha256
 from decathlon import TASK_BY_NAME
+from engine.checkpoints import Checkpoint, content_sha256
+from engine.settings import Settings
+from engine.source_weights import our_name
+from engine.step import EpochSums
+from image_cache.packed import DataFolders
 from imdbfolder_coco import load_images
-from mean_std import MEAN_STD, as_pickle
-from methods import Rates, build_method
-from models.pretrained import our_name
+from methods.registry import Rates, build_method
 from models.resnet26 import resnet26
-from packed import DataFolders
-from settings import Settings
-from training import EpochSums
+from sample_data import make
+from weights.mean_std import MEAN_STD, as_pickle
 
 WIDTH, SIDE = 1, 16
 TASK = TASK_BY_NAME["svhn"]
@@ -56,8 +56,8 @@ SPLIT = "val"
 
 def make_data(folder: Path) -> DataFolders:
     """The made-up Decathlon that annotations, packed files and answers belong to."""
-    sample = make_sample_data.Settings(classes=2, images_per_class=6, side=SIDE, seed=0)
-    make_sample_data.make_sample(folder, sample)
+    sample = make.Settings(classes=2, images_per_class=6, side=SIDE, seed=0)
+    make.make_sample(folder, sample)
     root = folder / "decathlon-1.0"
     return DataFolders(root, root / "annotations", root / "packed")
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from errors import SpotTuneError
+from runtime.errors import SpotTuneError
 
 SECONDS = 10.0  # that one file may take; the slowest takes a tenth of it
 LONGEST_MESSAGE = 500  # characters, without the names of folders

@@ -24,18 +24,18 @@ from damage_tars import CLAIMS, damaged_header, tar_of
 from damage_zips import damaged_zip, member, members_of
 
 import main
-import packed
 import score
-from checkpoints import Checkpoint
-from decoding import bombs_refused, decode_image
-from errors import SpotTuneError
+from challenge.predictions import remark
+from engine.checkpoints import Checkpoint
+from engine.fit import Run, restore
+from engine.source_weights import SourceWeights
+from engine.step import EpochSums
+from image_cache import packed
+from image_cache.decoding import bombs_refused, decode_image
 from imdbfolder_coco import load_images
-from mean_std import read_mean_std
-from methods import Rates
-from models.pretrained import SourceWeights
-from predictions import remark
-from runs import Run, restore
-from training import EpochSums
+from methods.registry import Rates
+from runtime.errors import SpotTuneError
+from weights.mean_std import read_mean_std
 
 
 @dataclass(frozen=True)

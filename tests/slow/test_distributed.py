@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from conftest import REPOSITORY, SMALL
 
 import main
-from checkpoints import Checkpoint, content_sha256
 from decathlon import SOURCE
-from devices import Compute
+from engine.checkpoints import Checkpoint, content_sha256
+from engine.fit import Pace
+from engine.transfer import Workplace
+from image_cache.packed import DataFolders
 from imdbfolder_coco import training_order
-from methods import build_method
+from methods.registry import build_method
 from models.resnet26 import resnet26
-from packed import DataFolders
-from randomness import seeded_initialisation
-from runs import Pace
-from transfer import Workplace
+from runtime.devices import Compute
+from runtime.randomness import seeded_initialisation
 
 FLAGS = [*SMALL, "--tasks", SOURCE.name, "--pretrained", "none", "--train_split", "train"]
 FLAGS += ["--precision", "fp32", "--source_epochs", "2", "--source_steps", "--eval_every", "2"]

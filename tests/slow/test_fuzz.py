@@ -101,7 +101,7 @@ import os, pickle, socket, subprocess, sys
 from pathlib import Path
 here, repository, folder, body = sys.argv[1:]
 sys.path[:0] = [here, repository]
-from errors import SpotTuneError
+from runtime.errors import SpotTuneError
 from guard import Guard, limit_memory, outcome
 
 def read():

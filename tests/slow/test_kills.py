@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-import make_sample_data
-from checkpoints import Checkpoint, content_sha256
-from records import TIMING_FIELDS
+from engine.checkpoints import Checkpoint, content_sha256
+from engine.records import TIMING_FIELDS
+from sample_data import make
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = ["--resize", "16", "--crop", "16", "--width", "4", "--batch_size", "4", "--device", "cpu"]
@@ -31,7 +31,7 @@ PATIENCE = 300  # seconds, for a single wait
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made_up")
     flags = ["--classes", "2", "--images_per_class", "8", "--side", "16"]
-    make_sample_data.main([str(folder), *flags])
+    make.main([str(folder), *flags])
     return folder / "decathlon-1.0"
 
 
@@ -180,7 +180,7 @@ def test_killed_while_the_images_are_packed(tmp_path_factory, tmp_path, capsys):
     """Enough images that packing takes a while; the pack is made anew, bit for bit."""
     data = tmp_path_factory.mktemp("many")
     flags = ["--classes", "2", "--images_per_class", "600", "--side", "48"]
-    make_sample_data.main([str(data), *flags])
+    make.main([str(data), *flags])
     root = data / "decathlon-1.0"
 
     def run_flags(folder):

@@ -11,9 +11,9 @@ from conftest import REPOSITORY, SMALL, run_script
 from private_slurm import squeue, started, wait_until, what_is_missing
 
 import main
-from checkpoints import Checkpoint, checkpoint_file
-from cluster_job import Nodes, launch_command
-from records import TIMING_FIELDS
+from engine.checkpoints import Checkpoint, checkpoint_file
+from engine.records import TIMING_FIELDS
+from launch.cluster_job import Nodes, launch_command
 
 TASKS = ("imagenet12", "svhn", "dtd")
 EPOCHS = 60

@@ -1,0 +1,1 @@
+"""Answers for the Decathlon's server, and their score."""

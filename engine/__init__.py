@@ -1,0 +1,1 @@
+"""Training and prediction: settings, steps, epochs, evaluation, checkpoints, records."""

@@ -1,0 +1,192 @@
+"""Command-line arguments that several scripts share, and their checks."""
+
+import argparse
+import math
+from pathlib import Path
+from typing import NoReturn
+
+from decathlon import TASK_BY_NAME
+from engine.settings import LARGEST
+from gumbel_softmax import POLICIES
+from image_cache.packed import DataFolders
+from models.resnet26 import BLOCKS_PER_STAGE, SIDE_MULTIPLE
+from runtime.errors import SpotTuneError
+
+SMALLEST_SIDE = 2 * SIDE_MULTIPLE
+NUM_BLOCKS = sum(BLOCKS_PER_STAGE)
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, but not of a flag whose help says what happens when it is unset."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_itself = action.default is None or "unset: " in action.help
+        return action.help if says_itself else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a wrong argument in one line, without repeating the usage of twenty flags."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, formatter_class=HelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}. See {self.prog} --help\n")
+
+
+def positive_float(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} given; expected a number above 0")
+    return number
+
+
+def whole_number(text: str) -> int:
+    """An argparse type: a whole number that a checkpoint can keep, of 64 bits."""
+    number = int(text)
+    if not -(2**63) <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} given; expected a whole number of 64 bits")
+    return number
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number from 1 on."""
+    number = whole_number(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} given; expected a whole number from 1 on")
+    return number
+
+
+def non_negative_float(text: str) -> float:
+    """An argparse type: a finite number from 0 on."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} given; expected a number from 0 on")
+    return number
+
+
+def number_of_blocks(text: str) -> int:
+    """An argparse type: a number of residual blocks, 0 to 12."""
+    number = int(text)
+    if not 0 <= number <= NUM_BLOCKS:
+        raise argparse.ArgumentTypeError(
+            f"{number} given; expected 0 to {NUM_BLOCKS}, the residual blocks of the ResNet-26"
+        )
+    return number
+
+
+def non_negative_int(text: str) -> int:
+    """An argparse type: 0, 1, 2 ..."""
+    number = whole_number(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} given; expected a whole number from 0 on")
+    return number
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where images, annotations and checkpoints lie."""
+    add_image_arguments(parser)
+    parser.add_argument(
+        "--ckpdir",
+        type=folder_name,
+        default=Path("checkpoints"),
+        metavar="DIR",
+        help="one folder per task: checkpoint, records, curves",
+    )
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where images and annotations lie."""
+    parser.add_argument(
+        "--datadir",
+        type=folder_name,
+        default=Path("data/decathlon-1.0"),
+        metavar="DIR",
+        help="the unpacked Decathlon, holding data/<task>/...",
+    )
+    parser.add_argument(
+        "--imdbdir",
+        type=folder_name,
+        metavar="DIR",
+        help="folder of <task>_<split>.json; unset: annotations/ below --datadir",
+    )
+    parser.add_argument(
+        "--cachedir",
+        type=folder_name,
+        metavar="DIR",
+        help="folder for the decoded images; unset: packed/ below --datadir",
+    )
+
+
+def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which tasks, how decisions are made at test time, and where to compute."""
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        choices=list(TASK_BY_NAME),
+        default=list(TASK_BY_NAME),
+        help="any of %(choices)s; unset: all",
+    )
+    parser.add_argument(
+        "--policy",
+        choices=POLICIES,
+        help="at test time: the likelier decision, a seeded draw (the released code draws, "
+        "unseeded), or all blocks fine-tuned or all kept; unset: argmax, and sample for "
+        "--method stochastic",
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole_number,
+        default=0,
+        help="fixes initial weights, batch order, crops and sampled decisions",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1 ...; auto: a GPU if there is one"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "bf16"],
+        default="auto",
+        help="of convolutions; auto: bf16 where the device has instructions for it",
+    )
+
+
+def data_folders(datadir: Path, imdbdir: Path | None, cachedir: Path | None) -> DataFolders:
+    """The three folders; raises SpotTuneError, naming both ways on, where there are no data."""
+    imdbdir = imdbdir or datadir / "annotations"
+    for folder, flag in ((datadir, "--datadir"), (imdbdir, "--imdbdir")):
+        if not folder.is_dir():
+            raise SpotTuneError(
+                f"{folder}: no such folder, so there are no data. Fetch them with "
+                f"`./download_data.sh ./data/`, name their folder with {flag}, or see a run on "
+                f"made-up data with `make demo`"
+            )
+    return DataFolders(datadir, imdbdir, cachedir or datadir / "packed")
+
+
+def folder_name(text: str) -> Path:
+    """An argparse type: a path that is not empty, as an unset shell variable would be."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name given; expected a folder")
+    return Path(text)
+
+
+def check_sides(resize: int, crop: int) -> None:
+    """Raise SpotTuneError unless both are multiples of 8 and the crop fits into the image."""
+    for flag, side in (("--resize", resize), ("--crop", crop)):
+        if not SMALLEST_SIDE <= side <= LARGEST:
+            raise SpotTuneError(f"{flag} {side}: expected between {SMALLEST_SIDE} and {LARGEST}")
+        if side % SIDE_MULTIPLE:
+            below = side // SIDE_MULTIPLE * SIDE_MULTIPLE
+            raise SpotTuneError(
+                f"{flag} {side}: expected a multiple of {SIDE_MULTIPLE}, since a block's pooled "
+                f"shortcut and its strided convolution differ in size otherwise. "
+                f"Try {below + SIDE_MULTIPLE}"
+            )
+    if crop > resize:
+        raise SpotTuneError(
+            f"--crop {crop}: larger than the images' shorter side, --resize {resize}; expected at "
+            f"most {resize}"
+        )

@@ -1,0 +1,131 @@
+"""Prediction: classes, losses and decisions of all images of a split, and what they come to."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gumbel_softmax import added_at_test_time
+from image_cache.packed import PackedImages
+from image_cache.task_data import TaskData
+from imdbfolder_coco import evaluation_order
+from runtime.devices import Compute, is_out_of_memory, to_device
+from runtime.errors import SpotTuneError
+from runtime.progress import say
+from runtime.randomness import generator
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Per image, in the order of the annotation file."""
+
+    labels: np.ndarray  # N predicted classes
+    losses: np.ndarray  # N cross-entropies; nan where the true label is not known
+    decisions: np.ndarray  # N x L bool, True = fine-tuned copy
+
+
+@torch.no_grad()
+def predict(
+    method: nn.Module,
+    data: TaskData,
+    batch_size: int,
+    policy: str,
+    seed: tuple[int | str, ...],
+    compute: Compute,
+    label: str,
+    after_batch: Callable[[], None] = lambda: None,
+) -> Predictions:
+    """Classes of all images; `policy` as in gumbel_softmax.py, without meaning for a plain network.
+
+    The released code always draws, unseeded, so that its predictions change from run to run.
+    `after_batch` may raise to leave.
+    """
+    evaluator = InPieces(method.eval().evaluator(), compute)
+    draw = generator("gumbel", "test", *seed)
+    noise = added_at_test_time(policy, len(data.images), method.num_blocks, draw)
+    labels, losses, decisions = [], [], []
+    order = evaluation_order(data.images, data.view)
+    for batch, images, true_labels in data.on_device(order, batch_size, compute.device, label):
+        noise_NL2 = to_device(noise[batch.positions], compute.device)
+        for scores_NK, decisions_NL, part in evaluator(images, noise_NL2):
+            labels.append(scores_NK.argmax(dim=1))
+            losses.append(_losses(scores_NK, true_labels[part]))
+            if decisions_NL is not None:
+                decisions.append(decisions_NL.bool())
+        after_batch()
+    no_decisions = np.zeros((len(data.images), 0), dtype=bool)
+    return Predictions(
+        labels=torch.cat(labels).cpu().numpy(),
+        losses=torch.cat(losses).cpu().numpy(),
+        decisions=torch.cat(decisions).cpu().numpy() if decisions else no_decisions,
+    )
+
+
+class InPieces:
+    """Predicts batches; where memory does not suffice, in halves, and says so.
+
+    An image's answer does not depend on its batch.
+    """
+
+    def __init__(self, evaluator: nn.Module, compute: Compute) -> None:
+        self.evaluator, self.compute = evaluator, compute
+        self.largest = None  # images at once, where that is known
+
+    def __call__(self, images: Tensor, noise_NL2: Tensor) -> Iterator[tuple]:
+        """Scores, decisions, and the slice of the batch that they are of."""
+        start = 0
+        while start < len(images):
+            part = slice(start, start + (self.largest or len(images)))
+            try:
+                with self.compute.autocast():
+                    scores_NK, decisions_NL = self.evaluator(images[part], noise_NL2[part])
+            except (RuntimeError, MemoryError) as error:
+                self._halve(len(images[part]), error)
+                continue
+            yield scores_NK, decisions_NL, part
+            start += len(scores_NK)
+
+    def _halve(self, size: int, error: Exception) -> None:
+        if not is_out_of_memory(error):
+            raise error
+        if size == 1:
+            raise SpotTuneError(
+                f"out of memory on {self.compute.device} in predicting a single image. Give a "
+                f"smaller --resize, or a device with more memory"
+            ) from error
+        self.largest = size // 2
+        say(f"out of memory in predicting {size} images at once; going on with {self.largest}")
+
+
+def _losses(scores_NK: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy per image; nan for the label -1 of a test image."""
+    losses = F.cross_entropy(scores_NK, labels.clamp_min(0), reduction="none")
+    return losses.masked_fill(labels < 0, torch.nan)
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What predictions for labelled images come to."""
+
+    loss: float  # cross-entropy, in nats
+    accuracy: float  # percent
+    fine_tuned_share: list[float]  # of images, per block; empty for a network without decisions
+    blocks_per_image: list[int]  # images that fine-tune 0, 1, ... L blocks
+    distinct_policies: int  # different rows of decisions
+
+
+def summarise(predictions: Predictions, images: PackedImages) -> Tested:
+    """Loss, accuracy and decisions of predictions for labelled images."""
+    decisions_NL = predictions.decisions
+    num_blocks = decisions_NL.shape[1]
+    counts = np.bincount(decisions_NL.sum(axis=1), minlength=num_blocks + 1)
+    return Tested(
+        loss=float(predictions.losses.mean(dtype=np.float64)),
+        accuracy=100 * float((predictions.labels == images.labels).mean()),
+        fine_tuned_share=decisions_NL.mean(axis=0).tolist(),
+        blocks_per_image=counts.tolist() if num_blocks else [],
+        distinct_policies=len(np.unique(decisions_NL, axis=0)) if num_blocks else 0,
+    )

@@ -1,0 +1,186 @@
+"""What a task's training leaves in its folder, besides the checkpoint: a record for people.
+
+records.jsonl      one line an epoch, read from top to bottom the run's history; the last one also
+                   has the figures under every test-time policy that the method knows
+arguments.json     the settings of the task
+environment.json   versions, device, threads, commit
+cost.json          parameters, and multiply-accumulate operations per predicted image; written
+                   again after the last epoch where it depends on what was learnt (Global-k)
+decisions.json     of the last epoch, where images decide: each val image's decisions
+curves.png         loss, accuracy and share of fine-tuned decisions over the epochs
+"""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from engine.evaluation import Predictions, Tested
+from engine.settings import Settings
+from engine.step import EpochResult
+from imdbfolder_coco import View
+from methods.cost import macs_per_image
+from runtime.devices import Compute
+from runtime.files import write_whole
+
+DECISIONS = "decisions.json"
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pycocotools", "matplotlib")
+# What every record has, whoever reads it: tables and curves are made from it.
+RECORDED = {
+    "epoch": (int,),
+    "val_accuracy": (float, type(None)),
+    "val_loss": (float, type(None)),
+    "val_fine_tuned_share": (list, type(None)),
+    "val_seen_in_training": (bool,),
+}
+TIMING_FIELDS = ("seconds", "images_per_second")  # of a record; all others repeat exactly
+
+
+def epoch_record(
+    epoch: int,
+    settings: Settings,
+    multiplier: float,
+    trained: EpochResult,
+    tested: Mapping[str, Tested],
+) -> dict:
+    """One line of records.jsonl. Accuracies in percent, losses in nats, shares from 0 to 1.
+
+    `tested`, by test-time policy, is empty where the epoch was not evaluated. If there are several,
+    the record has them all under "val_policies".
+    """
+    seen = settings.train_split == "trainval"
+    policies = {policy: val_fields(result, seen) for policy, result in tested.items()}
+    return {
+        "epoch": epoch + 1,
+        "lr": settings.lr * multiplier,
+        "lr_agent": settings.lr_agent * multiplier,
+        "train_loss": trained.loss,
+        "train_penalty": trained.penalty,
+        "train_accuracy": trained.accuracy,
+        "train_fine_tuned_share": trained.fine_tuned_share,
+        **val_fields(tested.get(settings.policy), seen),
+        **({"val_policies": policies} if len(policies) > 1 else {}),
+    }
+
+
+def val_fields(tested: Tested | None, seen_in_training: bool) -> dict:
+    """The val part of a record; None where the epoch was not evaluated."""
+    names = [field.name for field in fields(Tested)]
+    figures = {f"val_{name}": tested and getattr(tested, name) for name in names}
+    return {**figures, "val_seen_in_training": seen_in_training}
+
+
+def write_decisions(folder: Path, image_ids: Sequence[int], predictions: Predictions) -> None:
+    """decisions.json: the decisions for every val image, "1" for a fine-tuned block."""
+    rows = ["".join("01"[chosen] for chosen in row) for row in predictions.decisions.tolist()]
+    content = {"split": "val", "decisions": dict(zip(map(int, image_ids), rows, strict=True))}
+    write_whole(folder / DECISIONS, (json.dumps(content, indent=0) + "\n").encode())
+
+
+def summary(record: Mapping) -> str:
+    """A record in one readable line."""
+    parts = [f"loss {record['train_loss']:.3f}", f"train {record['train_accuracy']:.1f} %"]
+    if record["val_accuracy"] is not None:
+        seen = " (seen in training)" if record["val_seen_in_training"] else ""
+        parts.append(f"val {record['val_accuracy']:.1f} %{seen}")
+    shares = record["val_fine_tuned_share"] or record["train_fine_tuned_share"]
+    if shares:
+        parts.append(f"fine-tuned {100 * sum(shares) / len(shares):.0f} %")
+    parts.append(f"{record['images_per_second']:,.0f} images/s")
+    return "  ".join(parts)
+
+
+def write_records(folder: Path, history: Sequence[Mapping]) -> None:
+    """records.jsonl, whole, from the checkpoint's history: no epoch stands there twice."""
+    lines = [json.dumps(record) + "\n" for record in history]
+    write_whole(folder / "records.jsonl", "".join(lines).encode())
+
+
+def epochs_recorded(folder: Path) -> int:
+    """How many lines `write_records` left in a task's folder."""
+    path = folder / "records.jsonl"
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
+def write_surroundings(
+    folder: Path,
+    arguments: Mapping[str, object],
+    compute: Compute,
+    method: nn.Module,
+    view: View,
+) -> None:
+    """arguments.json, environment.json, and the cost of predicting images of `view`'s size."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "arguments.json", arguments)
+    _write_json(folder / "environment.json", environment(compute))
+    write_cost(folder, method, view)
+
+
+def write_cost(folder: Path, method: nn.Module, view: View) -> None:
+    """cost.json: see `cost`."""
+    _write_json(folder / "cost.json", cost(method, view))
+
+
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def cost(method: nn.Module, view: View) -> dict[str, object]:
+    """Parameters of the method, and MACs of one image of `view`'s size in its quicker form.
+
+    `stored_parameters`: what a task adds to the source network, which all tasks share: all that
+    has trained and is needed for predicting.
+    """
+    whole, trained = parameter_counts(method)
+    _, stored = parameter_counts(method.kept_for_predicting())
+    return {
+        "parameters": whole,
+        "trained_parameters": trained,
+        "stored_parameters": stored,
+        "image": [view.height, view.width],
+        "macs_per_image": macs_per_image(method.evaluator(), view.height, view.width),
+    }
+
+
+def parameter_counts(module: nn.Module) -> tuple[int, int]:
+    """All parameters, and those that train."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
+
+
+def environment(compute: Compute) -> dict[str, object]:
+    """What else a result depends on; bits are equal only for equal thread counts."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "device": str(compute.device),
+        "device_name": _device_name(compute.device),
+        "precision": compute.precision,
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of this code, with "-dirty" if files differ from it; None outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

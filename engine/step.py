@@ -1,0 +1,253 @@
+"""The training step and the epoch: the method at a glance.
+
+Guo et al., section 3; hyperparameters as in the released code. Sums, never averages, leave a step,
+so that averages are taken over images and not over batches; they stay on the device until the
+epoch's end. Only the loss is read back in each step, while the device works on its gradient.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gumbel_softmax import gumbel_noise
+from image_cache.task_data import TaskData
+from imdbfolder_coco import training_order
+from methods.registry import Rates
+from runtime.devices import Compute, is_out_of_memory, reading
+from runtime.distributed import ALONE, Group
+from runtime.errors import SpotTuneError
+from runtime.randomness import generator
+
+SHOWN_IMAGES = 8  # of a batch that went wrong
+REMEDY = "Try a smaller --lr, or --precision fp32"
+
+
+def lr_multiplier(epoch: int, milestones: Sequence[int]) -> float:
+    """Ten times smaller after each milestone already reached; epochs count from 0."""
+    return 0.1 ** sum(epoch >= milestone for milestone in milestones)
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss of nan or infinity."""
+
+
+# Cross-entropy and penalty in nats, scores N x K, and decisions N x L where there are any.
+Forward = tuple[Tensor, Tensor | float, Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one batch adds to an epoch's sums, as tensors on the device."""
+
+    loss_sum: Tensor
+    penalty_sum: Tensor
+    correct: Tensor
+    fine_tuned_L: Tensor  # images that took the fine-tuned copy of each block
+
+
+def train_step(
+    images: Tensor,
+    labels: Tensor,
+    noise_NL2: Tensor,
+    forward: Callable[[Tensor, Tensor, Tensor], Forward],
+    optimizers: Sequence[torch.optim.Optimizer],
+    group: Group = ALONE,
+    scale: float = 1.0,
+) -> StepResult:
+    """Update a method's networks on one batch; a single loss trains them all.
+
+    `scale` makes the mean over the processes of `group`, whose parts of a batch may differ in
+    size, a mean over its images. Raises NotFiniteError before any update if a loss is not finite.
+    """
+    loss, penalty, scores_NK, decisions_NL = forward(images, labels, noise_NL2)
+    whole_loss = scale * (loss + penalty)
+    read_loss = reading(whole_loss)
+
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    whole_loss.backward()
+    if group.agree(not math.isfinite(read_loss())):
+        raise NotFiniteError(read_loss())
+    for optimizer in optimizers:
+        optimizer.step()
+
+    return StepResult(
+        loss_sum=loss.detach() * len(labels),
+        penalty_sum=torch.as_tensor(penalty, device=loss.device).detach() * len(labels),
+        correct=(scores_NK.argmax(dim=1) == labels).sum(),
+        fine_tuned_L=_fine_tuned_images(decisions_NL, images.device),
+    )
+
+
+class Trainer:
+    """A method on its device with its optimisers; `step` is one update.
+
+    With `compute.compiled`, full batches run through torch.compile with CUDA graphs. A last batch
+    of another size runs as it is: compiling again for it would take longer than it saves.
+    """
+
+    def __init__(self, method: nn.Module, rates: Rates, compute: Compute, batch_size: int) -> None:
+        method = method.to(compute.device, memory_format=torch.channels_last)
+        self.method = compute.group.with_one_batch_norm(method)
+        self.network = compute.group.joined(self.method)
+        self.optimizers = method.optimizers(rates)
+        self.compute = compute
+        self.batch_size = batch_size
+        self.compiled_forward = compute.compile(self.forward)
+
+    def forward(self, images: Tensor, labels: Tensor, noise_NL2: Tensor) -> Forward:
+        """Cross-entropy, the method's penalty, scores N x K and decisions N x L of a batch."""
+        with self.compute.autocast():
+            scores_NK, decisions_NL = self.network(images, noise_NL2)
+        loss = F.cross_entropy(scores_NK, labels)
+        return loss, self.method.penalty(decisions_NL), scores_NK, decisions_NL
+
+    def step(
+        self, images: Tensor, labels: Tensor, noise_NL2: Tensor, whole: int | None = None
+    ) -> StepResult:
+        """One update; `whole` counts the batch's images if other processes have some of them.
+
+        Raises SpotTuneError if memory does not suffice.
+        """
+        group, whole = self.compute.group, whole or len(labels)
+        is_full = whole == self.batch_size
+        scale = len(labels) * group.size / whole
+        forward = self.compiled_forward if is_full else self.forward
+        try:
+            return train_step(images, labels, noise_NL2, forward, self.optimizers, group, scale)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise SpotTuneError(
+                f"out of memory on {self.compute.device} in a training step of {len(labels)} "
+                f"images of {images.shape[2]} x {images.shape[3]} pixels. Give a smaller "
+                f"--batch_size (which changes the result), or a device with more memory"
+            ) from error
+
+
+def _fine_tuned_images(decisions_NL: Tensor | None, device: torch.device) -> Tensor:
+    if decisions_NL is None:
+        return torch.zeros(0, device=device)
+    return decisions_NL.detach().round().sum(dim=0)
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """Averages over the images of an epoch."""
+
+    loss: float  # cross-entropy, in nats
+    penalty: float  # what the method adds to it
+    accuracy: float  # percent
+    fine_tuned_share: list[float]  # of images, per block; empty for a network without decisions
+
+
+@dataclass
+class EpochSums:
+    """What an epoch's steps have come to so far: with weights and momenta all that it is.
+
+    The sums stay on the device; a checkpoint inside an epoch holds them.
+    """
+
+    loss: Tensor
+    penalty: Tensor
+    correct: Tensor
+    fine_tuned_L: Tensor
+    steps: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def zero(cls, num_blocks: int, device: torch.device) -> "EpochSums":
+        loss, penalty = torch.zeros(2, device=device).unbind()
+        correct = torch.zeros((), device=device, dtype=torch.int64)
+        return cls(loss, penalty, correct, torch.zeros(num_blocks, device=device))
+
+    def add(self, step: StepResult) -> None:
+        self.loss += step.loss_sum
+        self.penalty += step.penalty_sum
+        self.correct += step.correct
+        self.fine_tuned_L += step.fine_tuned_L
+        self.steps += 1
+
+    def averages(self, num_images: int) -> EpochResult:
+        return EpochResult(
+            loss=self.loss.item() / num_images,
+            penalty=self.penalty.item() / num_images,
+            accuracy=100 * self.correct.item() / num_images,
+            fine_tuned_share=(self.fine_tuned_L / num_images).tolist(),
+        )
+
+    def state_dict(self) -> dict[str, Tensor | int | float]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, object], num_steps: int) -> None:
+        """Take the place of an epoch left after 1 to `num_steps` steps.
+
+        Raises ValueError for anything else.
+        """
+        for name, own in vars(self).items():
+            found = state.get(name)
+            if type(found) is not type(own):
+                raise ValueError(f"{name} of the unfinished epoch is missing, or of another type")
+            if isinstance(own, Tensor) and (own.shape, own.dtype) != (found.shape, found.dtype):
+                raise ValueError(f"{name} of the unfinished epoch has another shape")
+        if not 1 <= state["steps"] <= num_steps:
+            raise ValueError(f"{state['steps']} steps of an epoch of {num_steps}")
+        for name, own in vars(self).items():
+            found = state[name]
+            setattr(self, name, found.to(own.device) if isinstance(own, Tensor) else found)
+
+
+def num_steps(num_images: int, batch_size: int) -> int:
+    """Steps of an epoch: the last batch may be smaller."""
+    return -(-num_images // batch_size)
+
+
+def train_epoch(
+    trainer: Trainer,
+    data: TaskData,
+    seed: tuple[int | str, ...],
+    label: str,
+    sums: EpochSums,
+    after_step: Callable[[], None],
+) -> EpochResult:
+    """One pass over the shuffled images; the same `seed`, (seed, task, epoch), the same pass.
+
+    It begins where `sums` ends, and adds to it. `after_step` may raise to leave the epoch.
+    """
+    method, device = trainer.method.train(), trainer.compute.device
+    order = training_order(data.images, data.view, *seed)
+    noise = noise_for(method, len(data.images), *seed).to(device)
+    before, start = sums.seconds, time.perf_counter()
+    group = trainer.compute.group
+    batches = data.on_device(order, trainer.batch_size, device, label, sums.steps, group)
+    for batch, images, labels in batches:
+        try:
+            step = trainer.step(images, labels, noise[batch.positions], batch.whole)
+        except NotFiniteError as error:
+            shown = data.images.image_ids[order.indices[batch.positions]].tolist()
+            raise SpotTuneError(
+                f"{label}, step {sums.steps + 1}: the loss became {error}, so the networks were "
+                f"not updated. Images: {brief(shown)}. {REMEDY}"
+            ) from error
+        group.add_up(vars(step).values())
+        sums.add(step)
+        sums.seconds = before + time.perf_counter() - start
+        after_step()
+    return sums.averages(len(data.images))
+
+
+def brief(image_ids: Sequence[int]) -> str:
+    """The first image ids, and how many more there are."""
+    shown = ", ".join(map(str, image_ids[:SHOWN_IMAGES]))
+    more = len(image_ids) - SHOWN_IMAGES
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def noise_for(method: nn.Module, num_images: int, *seed: int | str) -> Tensor:
+    """Gumbel noise of one pass, images x blocks x 2, on the CPU: the same on every device."""
+    return gumbel_noise((num_images, method.num_blocks, 2), generator("gumbel", *seed))

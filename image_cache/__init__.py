@@ -1,0 +1,1 @@
+"""Images decoded once, mapped into memory, and cut into batches."""

@@ -1,0 +1,259 @@
+"""Images decoded once: a flat file of pixels with an index, mapped into memory, cropped by index.
+
+A JPEG decoded again in each of 110 epochs costs more than it needs to. Here each split is decoded
+once, on all cores, its shorter side resized, and kept as raw RGB. The pixels are bit for bit those
+of Pillow and torchvision's Resize.
+
+File layout, little endian:
+    64 bytes   magic, offset of the index, length of the file, CRC-32 of everything after the pixels
+    pixels     image after image, each height x width x 3 uint8
+    index      one INDEX record an image
+    JSON       category ids, the annotations' SHA-256, side, version
+
+The file is tied to its annotations by their hash and is rebuilt when they change, or when its
+length or its index is not what it should be. A change of the image files alone is not noticed, nor
+are flipped bits among the pixels: delete the packed file then.
+"""
+
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from image_cache.decoding import write_pixels
+from runtime.files import replacing
+from runtime.progress import say, track
+from weights.safe_pickle import MISFITS
+
+MAGIC = b"SPOTPACK"
+VERSION = 1
+HEADER = struct.Struct("<8sQQI36x")  # 64 bytes
+INDEX = np.dtype(
+    [("offset", "<u8"), ("image_id", "<i8"), ("label", "<i4"), ("height", "<u4"), ("width", "<u4")]
+)
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What an annotation file says. Labels are positions in `categories`, or -1 if unknown."""
+
+    categories: np.ndarray  # K category ids, ascending
+    image_ids: np.ndarray  # N
+    labels: np.ndarray  # N
+    file_names: Sequence[str]  # N, relative to the data folder
+
+
+@dataclass(frozen=True)
+class DataFolders:
+    """Where the images (`data/...` below datadir), annotations and packed files lie."""
+
+    datadir: Path
+    imdbdir: Path
+    cachedir: Path
+
+    def images_of(self, task: str) -> Path:
+        """The folder of a task's images."""
+        return self.datadir / "data" / task
+
+
+class PackedImages:
+    """N images of one or several packed files.
+
+    labels, image_ids, heights, widths: N int64 each; categories: K category ids.
+    """
+
+    def __init__(
+        self, pixels: Sequence[np.ndarray], index: Sequence[np.ndarray], categories
+    ) -> None:
+        self.parts = list(pixels)  # flat uint8, one a file, the bytes before the pixels included
+        self._part = np.repeat(np.arange(len(index)), [len(part) for part in index])
+        self._part_begins = np.cumsum([0] + [len(part) for part in self.parts])
+        self._index = list(index)
+        joined = np.concatenate(self._index)
+        self._places = joined["offset"].astype(np.int64) + self._part_begins[self._part]
+        self.image_ids = joined["image_id"].astype(np.int64)
+        self.labels = joined["label"].astype(np.int64)
+        self.heights = joined["height"].astype(np.int64)
+        self.widths = joined["width"].astype(np.int64)
+        self.categories = categories
+
+    @classmethod
+    def merged(cls, parts: Sequence["PackedImages"]) -> "PackedImages":
+        """One set out of several with the same categories, in their order."""
+        pixels = [flat for part in parts for flat in part.parts]
+        index = [records for part in parts for records in part._index]
+        return cls(pixels, index, parts[0].categories)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of all parts, one behind the other."""
+        return int(self._part_begins[-1])
+
+    def sha256(self) -> str:
+        """Hash of which images these are, in which order, and of their labels; not of pixels."""
+        digest = hashlib.sha256(self.image_ids.tobytes())
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()
+
+    def crops(
+        self, indices: np.ndarray, tops: np.ndarray, lefts: np.ndarray, height: int, width: int
+    ) -> np.ndarray:
+        """Windows with the given corners of the given images, n x height x width x 3 uint8.
+
+        Raises IndexError where a window does not lie inside its image.
+        """
+        rows = self.row_places(indices, tops, lefts, height, width)
+        out = np.empty((len(indices), height, 3 * width), dtype=np.uint8)
+        part_of = self._part[indices]
+        for part, pixels in enumerate(self.parts):
+            chosen = part_of == part
+            if chosen.any():
+                rows_here = rows[chosen] - self._part_begins[part]
+                out[chosen] = _runs_of_bytes(pixels, 3 * width)[rows_here]
+        return out.reshape(len(indices), height, width, 3)
+
+    def row_places(
+        self, indices: np.ndarray, tops: np.ndarray, lefts: np.ndarray, height: int, width: int
+    ) -> np.ndarray:
+        """Where each row of each window begins among the bytes of all parts, n x height int64."""
+        image_widths = self.widths[indices]
+        rows_fit = (tops >= 0) & (tops + height <= self.heights[indices])
+        columns_fit = (lefts >= 0) & (lefts + width <= image_widths)
+        if not (rows_fit & columns_fit).all():
+            raise IndexError(f"a window of {height} x {width} pixels reaches outside its image")
+        first_row = self._places[indices] + 3 * (tops * image_widths + lefts)
+        return first_row[:, None] + 3 * image_widths[:, None] * np.arange(height)
+
+
+def _runs_of_bytes(flat: np.ndarray, length: int) -> np.ndarray:
+    """Row i is flat[i : i + length]: a view, so that one gather copies whole rows of pixels."""
+    return np.lib.stride_tricks.sliding_window_view(flat, length)
+
+
+def open_packed(
+    annotation_path: Path,
+    name: str,
+    folders: DataFolders,
+    side: int,
+    read_annotations: Callable[[Path], Annotations],
+) -> PackedImages:
+    """The images that `annotation_path` lists, shorter side `side`, packed first if need be."""
+    path = pack_file(folders, name, side)
+    digest = sha256_of(annotation_path)
+    if path.exists():
+        try:
+            return _map(path, digest, side)
+        except StalePackError as reason:
+            say(f"{path}: {reason}; packing the images again")
+    annotations = read_annotations(annotation_path)
+    folders.cachedir.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as stream:
+        _write(stream, annotations, digest, folders.datadir, side, label=f"packing {name}")
+    return _map(path, digest, side)
+
+
+def pack_file(folders: DataFolders, name: str, side: int) -> Path:
+    """Where the packed images of e.g. "svhn_train" lie."""
+    return folders.cachedir / f"{name}_{side}.pack"
+
+
+class StalePackError(Exception):
+    """A packed file that is damaged, or belongs to other annotations."""
+
+
+def _map(path: Path, annotations_sha256: str, side: int) -> PackedImages:
+    with path.open("rb") as stream:
+        length = os.fstat(stream.fileno()).st_size
+        header = stream.read(HEADER.size)
+        if len(header) < HEADER.size or not header.startswith(MAGIC):
+            raise StalePackError("not a packed file, or cut short")
+        _, index_offset, whole_length, crc = HEADER.unpack(header)
+        if length != whole_length or not HEADER.size <= index_offset <= length:
+            raise StalePackError(f"{length:,} bytes found, {whole_length:,} expected")
+        stream.seek(index_offset)
+        tail = stream.read()
+        if zlib.crc32(tail) != crc:
+            raise StalePackError("its index is damaged")
+        pixels = np.memmap(stream, np.uint8, mode="r", offset=0, shape=(index_offset,))
+    try:
+        (num_images,) = struct.unpack_from("<Q", tail)
+        index = np.frombuffer(tail, INDEX, count=num_images, offset=8)
+        facts = json.loads(tail[8 + index.nbytes :])
+        known = {key: facts[key] for key in ("version", "side", "annotations_sha256")}
+        categories = np.array(facts["categories"], dtype=np.int64)
+    except MISFITS as error:
+        raise StalePackError("its index makes no sense") from error
+    if known != {"version": VERSION, "side": side, "annotations_sha256": annotations_sha256}:
+        raise StalePackError("made from other annotations, or by another version")
+    if not _makes_sense(index, categories, side, index_offset):
+        raise StalePackError("its index points outside its pixels or categories")
+    return PackedImages([pixels], [index], categories)
+
+
+def _makes_sense(index: np.ndarray, categories: np.ndarray, side: int, index_offset: int) -> bool:
+    """Whether every image lies among the pixels and every label among the categories."""
+    if not len(index) or categories.ndim != 1 or not len(categories):
+        return False
+    sizes = 3.0 * index["height"] * index["width"]  # as float, which does not wrap around
+    inside = (index["offset"] >= HEADER.size) & (index["offset"] + sizes <= index_offset)
+    sides = np.minimum(index["height"], index["width"]) == side
+    labels = (index["label"] >= -1) & (index["label"] < len(categories))
+    return bool((inside & sides & labels).all())
+
+
+def _write(
+    stream: IO[bytes], annotations: Annotations, digest: str, datadir: Path, side: int, label: str
+) -> None:
+    """Decode all images into `stream`, then the index, then the header."""
+    index = new_index(annotations)
+    stream.write(bytes(HEADER.size))
+    offset = HEADER.size
+    sizes = write_pixels(stream, annotations.file_names, datadir, side)
+    for position, (height, width) in enumerate(track(sizes, len(index), label, unit="image")):
+        for field, value in (("offset", offset), ("height", height), ("width", width)):
+            index[field][position] = value
+        offset += 3 * height * width
+    finish(stream, index, annotations.categories, digest, side)
+
+
+def new_index(annotations: Annotations) -> np.ndarray:
+    """One INDEX record an image, its place in the file and its size still 0."""
+    index = np.zeros(len(annotations.image_ids), dtype=INDEX)
+    index["image_id"], index["label"] = annotations.image_ids, annotations.labels
+    return index
+
+
+def finish(
+    stream: IO[bytes], index: np.ndarray, categories: np.ndarray, digest: str, side: int
+) -> None:
+    """Write index and facts after the pixels, where `stream` stands, and the header before them."""
+    facts = {
+        "version": VERSION,
+        "side": side,
+        "annotations_sha256": digest,
+        "categories": categories.tolist(),
+    }
+    tail = struct.pack("<Q", len(index)) + index.tobytes() + json.dumps(facts).encode()
+    index_offset = stream.tell()
+    stream.write(tail)
+    stream.seek(0)
+    stream.write(HEADER.pack(MAGIC, index_offset, index_offset + len(tail), zlib.crc32(tail)))
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

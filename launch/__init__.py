@@ -1,0 +1,1 @@
+"""Several tasks at once: as processes of one machine, or as jobs of a cluster."""

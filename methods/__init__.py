@@ -1,0 +1,1 @@
+"""SpotTune and the methods that it is compared with."""

@@ -1,0 +1,1 @@
+"""What every script needs: devices, processes, files, signals, progress, errors, randomness."""

@@ -1,0 +1,1 @@
+"""The made-up Decathlon of the demo and the tests."""

@@ -1,0 +1,198 @@
+"""The fast forms compute what the plain form computes: same mathematics, other order of work."""
+
+import copy
+import json
+
+import pytest
+import torch
+from test_models import perturb_
+
+from benchmarks import scale, throughput, whole_epoch
+from benchmarks.plain_form import plain_optimizers, plain_predict, plain_train_step
+from engine.step import Trainer
+from gumbel_softmax import gumbel_noise
+from methods.cost import macs_per_image
+from methods.registry import PlainNetwork, Rates, build_method
+from models.resnet26 import resnet26
+from runtime.devices import Compute, choose_compute
+from runtime.errors import SpotTuneError
+
+FP32 = Compute(torch.device("cpu"), "fp32")
+RATES = Rates(network=0.1, policy=0.01, weight_decay=5e-4)
+
+
+def new_method():
+    torch.manual_seed(0)
+    method = build_method("spottune", resnet26(5, width=4), 4)
+    for pair in method.net.pairs:
+        perturb_(pair.fine_tuned)
+    return method.train()
+
+
+def batch(seed, count=8):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 3, 16, 16, generator=generator)
+    labels = torch.randint(0, 5, (count,), generator=generator)
+    return images, labels, gumbel_noise((count, 12, 2), generator)
+
+
+def train_both(compute, steps=4):
+    """The same batches through the plain form (NCHW, unfused) and through the Trainer."""
+    plain, fast = new_method(), new_method()
+    optimizers = plain_optimizers(plain, RATES)
+    trainer = Trainer(fast, RATES, compute, batch_size=8)
+    for seed in range(steps):
+        images, labels, noise = batch(seed)
+        loss = plain_train_step(images, labels, noise, plain, optimizers)
+        images = images.contiguous(memory_format=torch.channels_last)
+        result = trainer.step(images, labels, noise)
+        assert result.loss_sum.item() / 8 == pytest.approx(loss, rel=1e-5)
+    return plain.state_dict(), fast.state_dict()
+
+
+def assert_close(plain, fast):
+    for name, tensor in plain.items():
+        torch.testing.assert_close(fast[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_fp32_training_agrees_with_the_plain_form_over_several_steps():
+    assert_close(*train_both(FP32))
+
+
+@pytest.mark.filterwarnings("ignore:Guards may run slower")  # PyTorch on Python 3.13.0 alone
+def test_compiled_training_agrees_with_the_plain_form(monkeypatch):
+    """Captured and differentiated by torch.compile; run without its code generator, for speed."""
+    compiled = []
+
+    def capture(self, function):
+        compiled.append(torch.compile(function, backend="aot_eager", dynamic=False))
+        return compiled[-1]
+
+    monkeypatch.setattr(Compute, "compile", capture)
+    assert_close(*train_both(FP32, steps=2))
+    assert len(compiled) == 1
+
+
+def test_a_last_batch_of_another_size_is_not_compiled():
+    trainer = Trainer(new_method(), RATES, FP32, batch_size=8)
+
+    def never(*arguments):
+        raise AssertionError("compiled for an odd batch")
+
+    trainer.compiled_forward = never
+    trainer.step(*batch(0, count=3))
+    with pytest.raises(AssertionError):
+        trainer.step(*batch(0, count=8))
+
+
+def test_compiling_is_off_unless_asked_for():
+    def function():
+        pass
+
+    assert FP32.compile(function) is function
+    assert choose_compute("cpu", "fp32", compiled=True).compile(function) is not function
+
+
+def test_fast_evaluation_agrees_with_the_plain_form():
+    method = new_method()
+    Trainer(method, RATES, FP32, 8).step(*batch(0))
+    method.eval()
+    images, _, noise = batch(1)
+    for draw in (torch.zeros_like(noise), noise):
+        expected = plain_predict(images, draw, method)
+        with torch.no_grad():
+            ours = method.evaluator()(images.contiguous(memory_format=torch.channels_last), draw)[0]
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_scores_and_logits_are_float32_in_bf16_too():
+    """In bf16 themselves they would tie, and a tie decides by position."""
+    method = new_method()
+    images, _, noise = batch(0)
+    with Compute(torch.device("cpu"), "bf16").autocast():
+        assert method(images, noise)[0].dtype == torch.float32
+        assert method.policy_net(images).dtype == torch.float32
+        assert method.net.stem(images).dtype == torch.bfloat16
+
+
+def test_no_gradient_is_computed_for_kept_convolutions():
+    method = new_method()
+    Trainer(method, RATES, FP32, 8).step(*batch(0))
+    assert all(pair.kept.conv1.weight.grad is None for pair in method.net.pairs)
+    assert all(pair.fine_tuned.conv1.weight.grad is not None for pair in method.net.pairs)
+
+
+def test_compute_per_image_by_hand():
+    """A 3x3 convolution costs 9 * in * out * height * width of its output."""
+    costs = macs_per_image(PlainNetwork(resnet26(10, width=4)).eval().evaluator(), 16, 16)
+    stem = 9 * 3 * 4 * 16 * 16
+    stages = 0
+    for channels, side in ((8, 8), (16, 4), (32, 2)):
+        stages += 9 * side * side * (channels // 2 * channels + 7 * channels * channels)
+    assert costs == {"network": stem + stages + 32 * 10, "policy_network": 0}
+
+
+def test_the_routed_network_costs_one_branch_whatever_is_decided():
+    method, plain = new_method().eval(), PlainNetwork(resnet26(5, width=4)).eval()
+    ours = macs_per_image(method.evaluator(), 16, 16)
+    assert ours["network"] == macs_per_image(plain.evaluator(), 16, 16)["network"]
+    assert ours["policy_network"] > 0
+
+
+def test_the_paper_networks_forward_pass_is_085_gmac():
+    costs = macs_per_image(copy.deepcopy(PlainNetwork(resnet26(10))).eval(), 64, 64)
+    assert costs["network"] == pytest.approx(0.853e9, rel=1e-3)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(throughput, "SIZES", ((16, 16), (32, 16)))
+    monkeypatch.setattr(throughput, "official_sizes", lambda task: ("16x16", "32x16"))
+    return ["--device", "cpu", "--width", "4", "--batch_size", "4", "--crop", "16"] + [
+        *("--resize", "16", "--repeats", "2", "--num_images", "8")
+    ]
+
+
+def test_the_benchmark_measures_everything_and_writes_it(quick, tmp_path, capsys):
+    throughput.main([*quick, "--json", str(tmp_path / "figures.json")])
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["ratios"].keys() == {"data", "train", "evaluation"}
+    assert all(ratio > 0 for ratio in figures["ratios"].values())
+    for part in ("data", "train", "evaluation"):
+        row = figures[part]
+        assert row["ratio"] == pytest.approx(row["fast"] / row["plain"])
+    assert figures["memory"]["fast"] > 50
+    assert figures["decathlon"]["hours"] > 0
+    assert figures["environment"]["torch"] == torch.__version__
+    assert "training step" in capsys.readouterr().out
+
+
+def test_the_estimate_is_the_sum_over_the_official_images(monkeypatch):
+    """With 1 image/s everywhere: 110 epochs on train + val, one prediction of val and test."""
+    monkeypatch.setattr(throughput, "rate", lambda *arguments: 1.0)
+    sizes = throughput.Sizes(batch_size=4, crop=16, resize=16, width=4, repeats=1, num_images=8)
+    seconds = 3600 * throughput.estimate_decathlon(sizes, FP32)["hours"]
+    train, val, test = 173_776, 64_439, 91_522  # the nine targets' images, summed by hand
+    assert seconds == pytest.approx(110 * (train + val) + val + test)
+
+
+def test_the_benchmark_refuses_a_device_that_is_not_there():
+    with pytest.raises(SpotTuneError, match="cuda:7"):
+        throughput.main(["--device", "cuda:7"])
+
+
+def test_the_growth_benchmark_reads_opens_and_trains(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    scale.main(["--images", "2000", "--epochs_of", "8", "16", "--json", str(out)])
+    figures = json.loads(out.read_text())
+    assert figures["imagenet12"]["first"]["images"] == 2000
+    assert figures["imagenet12"]["packed"]["seconds"] > 0
+    assert [row["images"] for row in figures["epochs"]] == [8, 16]
+    assert "imagenet12, 2,000 images" in capsys.readouterr().out
+
+
+def test_the_whole_epoch_benchmark_runs_main_as_a_process(capsys):
+    whole_epoch.main(["--images", "20", "--resize", "16", "--crop", "16", "--width", "4"])
+    said = capsys.readouterr().out
+    ratio = float(said.split("ratio ")[1])
+    assert ratio > 1

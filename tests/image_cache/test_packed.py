@@ -1,0 +1,270 @@
+"""Images decoded once: pixels, staleness, damage."""
+
+import json
+import shutil
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision import transforms
+
+from decathlon import TASK_BY_NAME
+from image_cache import decoding, packed
+from image_cache.decoding import decode_image
+from image_cache.packed import DataFolders
+from imdbfolder_coco import load_images
+from runtime.errors import SpotTuneError
+
+
+@pytest.fixture
+def folders(decathlon_root, tmp_path):
+    """A private copy of the data, to be damaged."""
+    for part in ("annotations", "data/svhn"):
+        shutil.copytree(decathlon_root / part, tmp_path / part)
+    return DataFolders(tmp_path, tmp_path / "annotations", tmp_path / "packed")
+
+
+def pack_of(folders):
+    return folders.cachedir / "svhn_train_16.pack"
+
+
+def load(folders):
+    return load_images(TASK_BY_NAME["svhn"], ["train"], folders, 16)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (40, 25), (25, 40), (73, 72), (9, 200)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_pixels_are_bit_for_bit_those_of_pillow_and_torchvision(size, mode, tmp_path):
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], channels), np.uint8)
+    path = tmp_path / "image.jpg"
+    Image.fromarray(pixels.squeeze(), mode=mode if mode != "L" else None).save(path)
+    expected = transforms.Resize(16)(Image.open(path).convert("RGB"))
+    assert np.array_equal(decode_image(path, 16), np.asarray(expected))
+
+
+def test_images_are_decoded_once(folders, monkeypatch):
+    first = load(folders).crops(np.array([0]), np.array([0]), np.array([0]), 16, 16)
+    shutil.rmtree(folders.datadir / "data")
+    again = load(folders).crops(np.array([0]), np.array([0]), np.array([0]), 16, 16)
+    assert np.array_equal(first, again)
+
+
+def test_changed_annotations_are_packed_again(folders):
+    load(folders)
+    path = folders.imdbdir / "svhn_train.json"
+    content = json.loads(path.read_text())
+    gone = content["images"].pop()
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != gone["id"]]
+    path.write_text(json.dumps(content))
+    assert gone["id"] not in load(folders).image_ids
+
+
+@pytest.mark.parametrize("damage", ["cut short", "emptied", "another file", "index flipped"])
+def test_a_damaged_pack_is_noticed_aloud_and_made_again(folders, damage, capsys):
+    load(folders)
+    path = pack_of(folders)
+    whole = path.read_bytes()
+    damaged = {
+        "cut short": whole[:-10],
+        "emptied": b"",
+        "another file": b"x" * len(whole),
+        "index flipped": whole[:-300] + bytes([whole[-300] ^ 1]) + whole[-299:],
+    }
+    path.write_bytes(damaged[damage])
+    load(folders)
+    assert path.read_bytes() == whole
+    assert "packing the images again" in capsys.readouterr().out
+
+
+def forge(path, change):
+    """A packed file with a changed index or facts and the right checksum over them.
+
+    `change` alters both in place, or returns what is written instead of the facts.
+    """
+    data = path.read_bytes()
+    magic, index_offset, _, _ = packed.HEADER.unpack(data[: packed.HEADER.size])
+    tail = bytearray(data[index_offset:])
+    count = int.from_bytes(tail[:8], "little")
+    index = np.frombuffer(tail, packed.INDEX, count=count, offset=8).copy()
+    facts = json.loads(tail[8 + index.nbytes :])
+    text = change(index, facts) or json.dumps(facts)
+    tail = count.to_bytes(8, "little") + index.tobytes() + text.encode()
+    header = packed.HEADER.pack(magic, index_offset, index_offset + len(tail), zlib.crc32(tail))
+    path.write_bytes(header + data[packed.HEADER.size : index_offset] + tail)
+
+
+def set_first(field, value):
+    def change(index, facts):
+        index[field][0] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_first("height", 0),
+        set_first("width", 8),
+        set_first("width", 2**31),
+        set_first("label", 60_000),
+        set_first("label", -2),
+        set_first("offset", 2**64 - 3000),
+        set_first("offset", 0),
+        lambda index, facts: facts.update(categories=[]),
+        lambda index, facts: facts.update(categories="x"),
+        lambda index, facts: facts.update(categories=[[1]]),
+        lambda index, facts: facts.update(categories=[2**63]),
+        lambda index, facts: facts.update(version=2),
+        lambda index, facts: json.dumps({"version": 1}),
+        lambda index, facts: "[" * 100_000,
+    ],
+)
+def test_a_forged_pack_is_not_believed(folders, change, capsys):
+    load(folders)
+    whole = pack_of(folders).read_bytes()
+    forge(pack_of(folders), change)
+    load(folders)
+    assert pack_of(folders).read_bytes() == whole
+    assert "packing the images again" in capsys.readouterr().out
+
+
+def test_windows_outside_their_image_are_refused(folders):
+    images = load(folders)
+    one, zero = np.array([0]), np.array([0])
+    for top, left in ((1, 0), (0, 1), (-1, 0)):
+        with pytest.raises(IndexError):
+            images.crops(one, np.array([top]), np.array([left]), 16, int(images.widths[0]))
+    assert images.crops(one, zero, zero, 16, 16).shape == (1, 16, 16, 3)
+
+
+def first_image(folders):
+    content = json.loads((folders.imdbdir / "svhn_train.json").read_text())
+    return folders.datadir / content["images"][0]["file_name"]
+
+
+def test_half_a_jpeg_is_named_and_nothing_is_left(folders):
+    path = first_image(folders)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(SpotTuneError, match=f"{path}.*cannot be decoded"):
+        load(folders)
+    assert list(folders.cachedir.iterdir()) == []
+
+
+def bitmap(width, height):
+    """A bitmap's header that claims this size, and a little of its pixels."""
+    size = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 2**20, 0, 0, 54) + size + bytes(5000)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "words"),
+    [
+        (10_000, 9_000, "exceeds limit"),  # where Pillow only warns
+        (60_000, 60_000, "exceeds limit"),
+        (1, 500, ""),
+        (1, 1_001, "1 x 1001 pixels"),
+        (100_000, 2, "cannot be decoded"),
+    ],
+)
+def test_an_image_that_would_take_gigabytes_is_refused(width, height, words, folders):
+    """One that is a thousand times as long as wide would grow without bound when resized."""
+    path = first_image(folders)
+    path.write_bytes(bitmap(width, height))
+    if not words:
+        assert len(load(folders)) == 12
+        return
+    with pytest.raises(SpotTuneError, match=f"{path}.*{words}"):
+        load(folders)
+
+
+def test_an_image_listed_but_absent_is_named(folders):
+    first_image(folders).unlink()
+    with pytest.raises(SpotTuneError, match=f"{first_image(folders)}.*no such file"):
+        load(folders)
+
+
+def test_formats_that_can_run_programs_are_not_opened(folders):
+    """Pillow hands PostScript to an interpreter."""
+    first_image(folders).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
+    with pytest.raises(SpotTuneError, match="cannot identify image file"):
+        load(folders)
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """A handful of images counts as many, so that processes decode them."""
+    monkeypatch.setattr(decoding, "FEW_IMAGES", 2)
+    monkeypatch.setattr(decoding, "CHUNK", 2)
+    monkeypatch.setattr(decoding.os, "cpu_count", lambda: 3)
+
+
+def names_of(folders):
+    content = json.loads((folders.imdbdir / "svhn_train.json").read_text())
+    return [image["file_name"] for image in content["images"]]
+
+
+def test_processes_write_the_same_file_as_one_alone(folders, monkeypatch):
+    load(folders)
+    alone = pack_of(folders).read_bytes()
+    pack_of(folders).unlink()
+    monkeypatch.setattr(decoding, "FEW_IMAGES", 2)
+    monkeypatch.setattr(decoding, "CHUNK", 2)
+    started = count_workers(monkeypatch)
+    load(folders)
+    assert len(started) == 3
+    assert pack_of(folders).read_bytes() == alone
+
+
+def count_workers(monkeypatch):
+    monkeypatch.setattr(decoding.os, "cpu_count", lambda: 3)
+    started = []
+
+    class Counted(decoding.Worker):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            started.append(self)
+
+    monkeypatch.setattr(decoding, "Worker", Counted)
+    return started
+
+
+def test_a_broken_image_is_named_by_its_process_too(folders, many):
+    path = folders.datadir / names_of(folders)[4]
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(SpotTuneError, match=f"{path}.*cannot be decoded"):
+        load(folders)
+    assert list(folders.cachedir.iterdir()) == []
+
+
+def test_a_process_that_dies_while_it_waits_for_its_place_is_noticed(folders, many, monkeypatch):
+    class KilledWaiting(decoding.Worker):
+        def chunk_sizes(self, count):
+            sizes = super().chunk_sizes(count)
+            self.kill()
+            self.wait()
+            return sizes
+
+    monkeypatch.setattr(decoding, "Worker", KilledWaiting)
+    with pytest.raises(SpotTuneError, match="ended before its work was done"):
+        load(folders)
+    assert list(folders.cachedir.iterdir()) == []
+
+
+def test_a_process_that_dies_is_noticed(folders, many, monkeypatch):
+    started = []
+
+    class Killed(decoding.Worker):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.kill()
+            started.append(self)
+
+    monkeypatch.setattr(decoding, "Worker", Killed)
+    with pytest.raises(SpotTuneError, match="ended before its work was done"):
+        load(folders)
+    assert len(started) == 3
+    assert all(process.poll() is not None for process in started)
+    assert list(folders.cachedir.iterdir()) == []

@@ -1,0 +1,96 @@
+"""Files that are written whole or not at all, and what killed writers leave."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+from runtime.errors import SpotTuneError
+from runtime.files import flock, keep_copy, replacing, write_whole
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from runtime.files import replacing
+with replacing(Path(sys.argv[1])) as stream:
+    stream.write(b"half")
+    stream.flush()
+    print("writing", flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.fixture
+def half_way(tmp_path):
+    """A process in the middle of writing `file`."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    command = [sys.executable, "-c", WRITER, str(path)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert writer.stdout.readline() == "writing\n"
+    yield path, writer
+    writer.kill()
+    writer.communicate()
+
+
+def leftovers(path):
+    return list(path.parent.glob(".*.tmp"))
+
+
+def test_a_killed_writer_leaves_the_old_file_and_the_next_one_cleans_up(half_way):
+    path, writer = half_way
+    writer.kill()
+    writer.wait()
+    assert path.read_bytes() == b"old"
+    assert len(leftovers(path)) == 1
+    write_whole(path.with_name("another"), b"")
+    assert len(leftovers(path)) == 1
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert leftovers(path) == []
+
+
+def test_a_living_writers_file_is_not_taken_away(half_way):
+    path, _ = half_way
+    write_whole(path, b"new")
+    assert len(leftovers(path)) == 1
+    keep_copy(path, path.with_name("copy"))
+    assert len(leftovers(path)) == 1
+
+
+@pytest.mark.parametrize("name", ["nowhere/file", "."])
+def test_a_name_that_no_file_can_have_is_told_in_one_line(name, tmp_path):
+    with pytest.raises(SpotTuneError, match="expected a file name in a folder that exists"):
+        write_whole(tmp_path / name, b"new")
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyError), replacing(path) as stream:
+        stream.write(b"half")
+        raise KeyError
+    assert path.read_bytes() == b"old"
+    assert leftovers(path) == []
+
+
+def test_a_kept_copy_holds_what_was_there_after_the_file_is_replaced(tmp_path):
+    path, copy = tmp_path / "file", tmp_path / "copy"
+    for content in (b"first", b"second", b"third"):
+        if path.exists():
+            keep_copy(path, copy)
+        write_whole(path, content)
+    assert (path.read_bytes(), copy.read_bytes()) == (b"third", b"second")
+    assert leftovers(path) == []
+
+
+def test_only_one_open_file_has_the_lock(tmp_path):
+    path = tmp_path / "file"
+    with path.open("w") as first, path.open("r+") as second:
+        assert flock(first, blocking=True)
+        assert not flock(second, blocking=False)
+    with path.open("r+") as third:
+        assert flock(third, blocking=False)

@@ -1,0 +1,105 @@
+"""Only one process at a time works in a task's folder."""
+
+import errno
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import REPOSITORY
+
+import main
+from runtime.errors import SpotTuneError
+from runtime.locks import claimed, refuse_claimed
+
+HOLD = "from pathlib import Path; from locks import claimed; import sys, time\n"
+HOLD += "with claimed(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(600)"
+
+
+@pytest.fixture
+def other_process(tmp_path):
+    """A process that holds the lock of tmp_path / "svhn" until it is killed."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "svhn")]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_process_is_refused_and_told_who_is_at_work(other_process, tmp_path):
+    who = f"process {other_process.pid} on {socket.gethostname()} is at work there"
+    for refusing in (refuse_claimed, lambda folder: claimed(folder).__enter__()):
+        with pytest.raises(SpotTuneError, match=who):
+            refusing(tmp_path / "svhn")
+
+
+def test_another_task_of_the_same_folder_is_free(other_process, tmp_path):
+    with claimed(tmp_path / "dtd"):
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_free_at_once(other_process, tmp_path):
+    other_process.kill()
+    other_process.wait()
+    refuse_claimed(tmp_path / "svhn")
+    with claimed(tmp_path / "svhn"):
+        name = (tmp_path / "svhn/.lock").read_text()
+    assert name == f"process {os.getpid()} on {socket.gethostname()}\n"
+
+
+def test_a_patient_process_waits_and_says_for_whom(other_process, tmp_path, capsys):
+    threading.Timer(0.3, other_process.kill).start()
+    start = time.monotonic()
+    with claimed(tmp_path / "svhn", patient=True):
+        assert time.monotonic() - start > 0.2
+    assert f"process {other_process.pid}" in capsys.readouterr().out
+
+
+def test_a_file_system_without_locks_is_told_and_used_all_the_same(monkeypatch, tmp_path, capsys):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    refuse_claimed(tmp_path)
+    with claimed(tmp_path):
+        (line,) = capsys.readouterr().out.splitlines()
+    assert "cannot be locked here (No locks available)" in line
+
+
+def test_training_a_task_that_another_process_trains_is_refused_at_once(
+    other_process, trained, tmp_path
+):
+    """Before any of the run's tasks is trained, not only when it is that one's turn."""
+    source = trained.ckpdir / "imagenet12/checkpoint.pt"
+    arguments = ["--ckpdir", str(tmp_path), "--pretrained", str(source), "--tasks", "dtd", "svhn"]
+    with pytest.raises(SpotTuneError, match=f"svhn: process {other_process.pid} on"):
+        main.main([*trained.arguments, *arguments])
+    assert not (tmp_path / "dtd").exists()
+
+
+def test_source_weights_that_another_process_is_adopting_are_waited_for(trained, tmp_path, capsys):
+    """So that tasks started side by side can share one file of source weights."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "imagenet12")]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        threading.Timer(0.5, process.kill).start()
+        source = trained.ckpdir / "imagenet12/checkpoint.pt"
+        arguments = ["--ckpdir", str(tmp_path), "--pretrained", str(source), "--tasks", "dtd"]
+        main.main([*trained.arguments, *arguments])
+    assert f"imagenet12: process {process.pid} on " in capsys.readouterr().out
+    assert (tmp_path / "imagenet12/checkpoint.pt").exists()
+
+
+def test_source_weights_that_were_adopted_before_are_only_read(trained, tmp_path):
+    """So that they can lie in a folder that this user may not write to."""
+    source = trained.ckpdir / "imagenet12/checkpoint.pt"
+    arguments = ["--ckpdir", str(tmp_path), "--pretrained", str(source), "--nb_epochs", "1"]
+    main.main([*trained.arguments, *arguments, "--tasks", "dtd"])
+    (tmp_path / "imagenet12/.lock").unlink()
+    main.main([*trained.arguments, *arguments, "--tasks", "svhn"])
+    assert not (tmp_path / "imagenet12/.lock").exists()
