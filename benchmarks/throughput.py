@@ -32,9 +32,10 @@ from decathlon import TARGETS, DecathlonTask
 from engine.arguments import Parser, positive_int
 from engine.step import Trainer
 from gumbel_softmax import gumbel_noise
+from image_cache.batches import View, normalise, training_order
 from image_cache.cutting import cutter_for
 from image_cache.packed import Annotations, DataFolders, open_packed
-from imdbfolder_coco import View, normalise, training_order, view_of
+from imdbfolder_coco import view_of
 from launch.workload import OFFICIAL_WHOLE
 from methods.cost import macs_per_image
 from methods.registry import Rates, build_method

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gumbel_softmax import added_at_test_time
+from image_cache.batches import evaluation_order
 from image_cache.packed import PackedImages
 from image_cache.task_data import TaskData
-from imdbfolder_coco import evaluation_order
 from runtime.devices import Compute, is_out_of_memory, to_device
 from runtime.errors import SpotTuneError
 from runtime.progress import say

@@ -26,8 +26,8 @@ from engine.records import (
 )
 from engine.settings import Settings
 from engine.step import REMEDY, EpochSums, Trainer, lr_multiplier, num_steps, train_epoch
+from image_cache.batches import View
 from image_cache.task_data import TaskData
-from imdbfolder_coco import View
 from methods.registry import COMPACT_KIND, Rates
 from reporting.plots import draw_curves
 from runtime.devices import Compute

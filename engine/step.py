@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gumbel_softmax import gumbel_noise
+from image_cache.batches import training_order
 from image_cache.task_data import TaskData
-from imdbfolder_coco import training_order
 from methods.registry import Rates
 from runtime.devices import Compute, is_out_of_memory, reading
 from runtime.distributed import ALONE, Group

@@ -17,16 +17,10 @@ from engine.fit import Pace, Run, evaluate, fit
 from engine.records import val_fields, write_surroundings
 from engine.settings import TRAIN_SPLITS, Settings
 from engine.source_weights import SourceWeights
+from image_cache.batches import View
 from image_cache.packed import DataFolders
 from image_cache.task_data import TaskData
-from imdbfolder_coco import (
-    View,
-    annotation_file,
-    check_categories,
-    load_images,
-    require_labels,
-    view_of,
-)
+from imdbfolder_coco import annotation_file, check_categories, load_images, require_labels, view_of
 from methods.registry import (
     METHODS,
     SOURCE_KIND,

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from image_cache.batches import Batch, EpochOrder, View, normalise
 from image_cache.cutting import Cutter, cutter_for
 from image_cache.packed import PackedImages
-from imdbfolder_coco import Batch, EpochOrder, View, normalise
 from runtime.devices import to_device
 from runtime.distributed import ALONE, Group
 from runtime.progress import track

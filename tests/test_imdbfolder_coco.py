@@ -11,19 +11,11 @@ from PIL import Image
 from torchvision import transforms
 
 from decathlon import TASK_BY_NAME, TASKS
+from image_cache.batches import View, evaluation_order, normalise, training_order
 from image_cache.cutting import ResidentImages, cutter_for
 from image_cache.decoding import decode_image
 from image_cache.packed import DataFolders, PackedImages
-from imdbfolder_coco import (
-    UNLABELLED,
-    View,
-    evaluation_order,
-    load_images,
-    normalise,
-    read_annotations,
-    training_order,
-    view_of,
-)
+from imdbfolder_coco import UNLABELLED, load_images, read_annotations, view_of
 from runtime.errors import SpotTuneError
 
 

@@ -21,8 +21,8 @@ from engine.evaluation import predict
 from engine.fit import Pace
 from engine.records import TIMING_FIELDS
 from engine.transfer import Workplace
+from image_cache.batches import View
 from image_cache.packed import DataFolders
-from imdbfolder_coco import View
 from methods.cost import macs_per_image
 from methods.registry import METHODS, build_method, choose_policy
 from models.resnet26 import resnet26

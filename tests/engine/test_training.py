@@ -11,9 +11,10 @@ from decathlon import TASK_BY_NAME
 from engine.evaluation import predict, summarise
 from engine.step import EpochSums, Trainer, lr_multiplier, noise_for
 from engine.step import train_epoch as train_epoch_from
+from image_cache.batches import training_order
 from image_cache.packed import DataFolders
 from image_cache.task_data import TaskData
-from imdbfolder_coco import load_images, training_order, view_of
+from imdbfolder_coco import load_images, view_of
 from methods.registry import PlainNetwork, Rates, build_method
 from models.resnet26 import resnet26
 from runtime.devices import Compute
