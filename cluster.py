@@ -16,15 +16,7 @@ from pathlib import Path
 import torch
 
 from decathlon import SOURCE, TASK_BY_NAME, DecathlonTask
-from engine.arguments import (
-    Parser,
-    check_sides,
-    data_folders,
-    folder_name,
-    non_negative_int,
-    positive_float,
-    positive_int,
-)
+from engine.arguments import check_sides, data_folders
 from engine.checkpoints import Checkpoint, checkpoint_file
 from engine.fit import Pace
 from engine.transfer import Workplace
@@ -46,6 +38,7 @@ from launch.jobs import job_command
 from main import SCRIPT, check_tasks, pretrained_file, report
 from main import parse_args as parse_training
 from methods.registry import METHODS
+from runtime.cli import Parser, folder_name, non_negative_int, positive_float, positive_int
 from runtime.devices import Compute
 from runtime.distributed import Group, check_group
 from runtime.errors import SpotTuneError, run_script

@@ -17,16 +17,11 @@ import torch
 
 from decathlon import SOURCE, TASK_BY_NAME, DecathlonTask
 from engine.arguments import (
-    Parser,
     add_compute_arguments,
     add_data_arguments,
     check_sides,
     data_folders,
-    non_negative_float,
-    non_negative_int,
     number_of_blocks,
-    positive_float,
-    positive_int,
 )
 from engine.fit import Pace
 from engine.settings import TRAIN_SPLITS, Settings
@@ -36,6 +31,7 @@ from launch.jobs import check_finished, job_command, train_side_by_side
 from methods.registry import METHODS, MethodRow, choose_policy
 from models.resnet26 import PAPER_WIDTH
 from reporting.plots import draw_fine_tuned_share
+from runtime.cli import Parser, non_negative_float, non_negative_int, positive_float, positive_int
 from runtime.devices import choose_compute, describe, job_devices
 from runtime.distributed import check_group, group_of_processes, own_device
 from runtime.errors import SpotTuneError, run_script

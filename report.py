@@ -10,7 +10,6 @@ were tested, and trained, as those were; else the page says in what they differ.
 from collections.abc import Sequence
 
 from decathlon import SOURCE
-from engine.arguments import Parser
 from reporting import tables
 from reporting.comparability import departures, test_departures
 from reporting.figures import (
@@ -33,6 +32,7 @@ from reporting.pages import (
     as_markdown,
 )
 from reporting.study import Study, read_study
+from runtime.cli import Parser
 from runtime.errors import run_script
 from runtime.files import write_whole
 from runtime.progress import say

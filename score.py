@@ -24,7 +24,7 @@ from pathlib import Path
 import decathlon
 from challenge.submissions import PUBLIC_LABELS, Answers, Labels, read_answers, read_labels
 from decathlon import PUBLISHED, TASK_BY_NAME, TASKS, DecathlonTask
-from engine.arguments import Parser
+from runtime.cli import Parser
 from runtime.errors import SpotTuneError, run_script
 from runtime.files import check_place, write_whole
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from torchvision import transforms
 
 from gumbel_softmax import likelier_decisions
-from methods.registry import MOMENTUM, POLICY_WEIGHT_DECAY, Rates, SpotTune
+from methods.optimizers import MOMENTUM, POLICY_WEIGHT_DECAY, Rates
+from methods.spottune import SpotTune
 
 
 def decode_batch(

@@ -23,15 +23,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.memory import peak_mib
 from decathlon import SOURCE
-from engine.arguments import Parser, positive_int
 from engine.step import EpochSums, Trainer, train_epoch
 from image_cache.batches import View, training_order
 from image_cache.cutting import cutter_for
 from image_cache.packed import HEADER, DataFolders, finish, new_index, pack_file, sha256_of
 from image_cache.task_data import TaskData
 from imdbfolder_coco import annotation_file, load_images, read_annotations
-from methods.registry import Rates, build_method
+from methods.optimizers import Rates
+from methods.registry import build_method
 from models.resnet26 import resnet26
+from runtime.cli import Parser, positive_int
 from runtime.devices import Compute
 from runtime.errors import SpotTuneError, run_script
 from runtime.files import check_place, replacing, write_whole

@@ -29,7 +29,6 @@ from benchmarks.made_up import write_images
 from benchmarks.memory import peak_mib
 from benchmarks.plain_form import decode_batch, plain_optimizers, plain_predict, plain_train_step
 from decathlon import TARGETS, DecathlonTask
-from engine.arguments import Parser, positive_int
 from engine.step import Trainer
 from gumbel_softmax import gumbel_noise
 from image_cache.batches import View, normalise, training_order
@@ -38,8 +37,10 @@ from image_cache.packed import Annotations, DataFolders, open_packed
 from imdbfolder_coco import view_of
 from launch.workload import OFFICIAL_WHOLE
 from methods.cost import macs_per_image
-from methods.registry import Rates, build_method
+from methods.optimizers import Rates
+from methods.registry import build_method
 from models.resnet26 import PAPER_WIDTH, resnet26
+from runtime.cli import Parser, positive_int
 from runtime.devices import Compute, choose_compute, describe
 from runtime.errors import SpotTuneError, run_script
 from runtime.files import check_place, write_whole

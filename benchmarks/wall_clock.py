@@ -26,9 +26,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from decathlon import SOURCE, TARGETS, DecathlonTask
-from engine.arguments import Parser, positive_float, positive_int
 from launch.workload import OFFICIAL_WHOLE, pixels_of_image
 from models.resnet26 import resnet26
+from runtime.cli import Parser, positive_float, positive_int
 from runtime.errors import run_script
 from runtime.progress import say
 

@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main as training_script
 from benchmarks.made_up import write_images
 from decathlon import SOURCE, TASK_BY_NAME
-from engine.arguments import Parser, positive_int
 from engine.checkpoints import Checkpoint
 from engine.settings import Settings
 from engine.step import Trainer
 from methods.registry import build_method
 from models.resnet26 import PAPER_WIDTH, resnet26
+from runtime.cli import Parser, positive_int
 from runtime.errors import SpotTuneError, run_script
 from runtime.progress import say
 

@@ -16,19 +16,14 @@ from pathlib import Path
 import torch
 
 from decathlon import MOST_POINTS, SOURCE, TASKS, DecathlonTask
-from engine.arguments import (
-    Parser,
-    add_compute_arguments,
-    add_data_arguments,
-    data_folders,
-    positive_int,
-)
+from engine.arguments import add_compute_arguments, add_data_arguments, data_folders
 from engine.checkpoints import Checkpoint, checkpoint_file, compact_file
 from engine.evaluation import predict
 from image_cache.packed import DataFolders
 from image_cache.task_data import TaskData
 from imdbfolder_coco import annotation_file, check_categories, load_images, view_of
 from methods.registry import choose_policy
+from runtime.cli import Parser, positive_int
 from runtime.devices import Compute, choose_compute, describe
 from runtime.errors import SpotTuneError
 from runtime.files import write_whole

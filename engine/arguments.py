@@ -1,69 +1,18 @@
 """Command-line arguments that several scripts share, and their checks."""
 
 import argparse
-import math
 from pathlib import Path
-from typing import NoReturn
 
 from decathlon import TASK_BY_NAME
 from engine.settings import LARGEST
 from gumbel_softmax import POLICIES
 from image_cache.packed import DataFolders
 from models.resnet26 import BLOCKS_PER_STAGE, SIDE_MULTIPLE
+from runtime.cli import folder_name, whole_number
 from runtime.errors import SpotTuneError
 
 SMALLEST_SIDE = 2 * SIDE_MULTIPLE
 NUM_BLOCKS = sum(BLOCKS_PER_STAGE)
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, but not of a flag whose help says what happens when it is unset."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        says_itself = action.default is None or "unset: " in action.help
-        return action.help if says_itself else super()._get_help_string(action)
-
-
-class Parser(argparse.ArgumentParser):
-    """Tells a wrong argument in one line, without repeating the usage of twenty flags."""
-
-    def __init__(self, description: str) -> None:
-        super().__init__(description=description, formatter_class=HelpFormatter)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}. See {self.prog} --help\n")
-
-
-def positive_float(text: str) -> float:
-    """An argparse type: a finite number above 0."""
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} given; expected a number above 0")
-    return number
-
-
-def whole_number(text: str) -> int:
-    """An argparse type: a whole number that a checkpoint can keep, of 64 bits."""
-    number = int(text)
-    if not -(2**63) <= number < 2**63:
-        raise argparse.ArgumentTypeError(f"{text} given; expected a whole number of 64 bits")
-    return number
-
-
-def positive_int(text: str) -> int:
-    """An argparse type: a whole number from 1 on."""
-    number = whole_number(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} given; expected a whole number from 1 on")
-    return number
-
-
-def non_negative_float(text: str) -> float:
-    """An argparse type: a finite number from 0 on."""
-    number = float(text)
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} given; expected a number from 0 on")
-    return number
 
 
 def number_of_blocks(text: str) -> int:
@@ -73,14 +22,6 @@ def number_of_blocks(text: str) -> int:
         raise argparse.ArgumentTypeError(
             f"{number} given; expected 0 to {NUM_BLOCKS}, the residual blocks of the ResNet-26"
         )
-    return number
-
-
-def non_negative_int(text: str) -> int:
-    """An argparse type: 0, 1, 2 ..."""
-    number = whole_number(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} given; expected a whole number from 0 on")
     return number
 
 
@@ -164,13 +105,6 @@ def data_folders(datadir: Path, imdbdir: Path | None, cachedir: Path | None) -> 
                 f"made-up data with `make demo`"
             )
     return DataFolders(datadir, imdbdir, cachedir or datadir / "packed")
-
-
-def folder_name(text: str) -> Path:
-    """An argparse type: a path that is not empty, as an unset shell variable would be."""
-    if not text:
-        raise argparse.ArgumentTypeError("an empty name given; expected a folder")
-    return Path(text)
 
 
 def check_sides(resize: int, crop: int) -> None:

@@ -28,7 +28,8 @@ from engine.settings import Settings
 from engine.step import REMEDY, EpochSums, Trainer, lr_multiplier, num_steps, train_epoch
 from image_cache.batches import View
 from image_cache.task_data import TaskData
-from methods.registry import COMPACT_KIND, Rates
+from methods.optimizers import Rates
+from methods.registry import COMPACT_KIND
 from reporting.plots import draw_curves
 from runtime.devices import Compute
 from runtime.distributed import Group

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gumbel_softmax import gumbel_noise
 from image_cache.batches import training_order
 from image_cache.task_data import TaskData
-from methods.registry import Rates
+from methods.optimizers import Rates
 from runtime.devices import Compute, is_out_of_memory, reading
 from runtime.distributed import ALONE, Group
 from runtime.errors import SpotTuneError

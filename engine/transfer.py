@@ -21,14 +21,8 @@ from image_cache.batches import View
 from image_cache.packed import DataFolders
 from image_cache.task_data import TaskData
 from imdbfolder_coco import annotation_file, check_categories, load_images, require_labels, view_of
-from methods.registry import (
-    METHODS,
-    SOURCE_KIND,
-    Options,
-    PlainNetwork,
-    build_method,
-    choose_policy,
-)
+from methods.baselines import PlainNetwork
+from methods.registry import METHODS, SOURCE_KIND, Options, build_method, choose_policy
 from models.resnet26 import ResNet, resnet26
 from runtime.devices import Compute
 from runtime.errors import SpotTuneError

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from methods.registry import RoutedSpotTune
+from methods.spottune import RoutedSpotTune
 
 
 @torch.no_grad()

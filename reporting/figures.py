@@ -18,7 +18,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from decathlon import COLUMNS, SOURCE
-from engine.arguments import Parser, add_image_arguments, folder_name
+from engine.arguments import add_image_arguments
 from image_cache.packed import DataFolders
 from reporting.drawings import (
     COLOURS,
@@ -46,6 +46,7 @@ from reporting.results import (
 )
 from reporting.study import Study, read_study
 from reporting.task_runs import Row, own_policies
+from runtime.cli import Parser, folder_name
 from runtime.errors import run_script
 from runtime.progress import say
 

@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))  # so that it can be started from anywhere, as the other scripts
 
-from engine.arguments import Parser, positive_int  # noqa: E402
+from runtime.cli import Parser, positive_int  # noqa: E402
 from runtime.errors import SpotTuneError, run_script  # noqa: E402
 from runtime.files import keep_copy  # noqa: E402
 from runtime.progress import say  # noqa: E402

@@ -11,8 +11,10 @@ from benchmarks import scale, throughput, whole_epoch
 from benchmarks.plain_form import plain_optimizers, plain_predict, plain_train_step
 from engine.step import Trainer
 from gumbel_softmax import gumbel_noise
+from methods.baselines import PlainNetwork
 from methods.cost import macs_per_image
-from methods.registry import PlainNetwork, Rates, build_method
+from methods.optimizers import Rates
+from methods.registry import build_method
 from models.resnet26 import resnet26
 from runtime.devices import Compute, choose_compute
 from runtime.errors import SpotTuneError

@@ -15,7 +15,9 @@ from image_cache.batches import training_order
 from image_cache.packed import DataFolders
 from image_cache.task_data import TaskData
 from imdbfolder_coco import load_images, view_of
-from methods.registry import PlainNetwork, Rates, build_method
+from methods.baselines import PlainNetwork
+from methods.optimizers import Rates
+from methods.registry import build_method
 from models.resnet26 import resnet26
 from runtime.devices import Compute
 

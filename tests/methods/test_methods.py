@@ -18,7 +18,9 @@ from engine.records import cost, parameter_counts
 from engine.step import train_step
 from gumbel_softmax import added_at_test_time, gumbel_noise
 from methods.cost import macs_per_image
-from methods.registry import METHODS, Compact, Options, Rates, build_method
+from methods.global_k import Compact
+from methods.optimizers import Rates
+from methods.registry import METHODS, Options, build_method
 from models.resnet26 import resnet26
 from runtime.errors import SpotTuneError, Stopped
 from runtime.signals import StopRequest

@@ -11,7 +11,8 @@ from agent_net import PolicyNet
 from engine.source_weights import our_name
 from engine.step import Trainer
 from gumbel_softmax import gumbel_noise
-from methods.registry import POLICY_WEIGHT_DECAY, Rates, build_method
+from methods.optimizers import POLICY_WEIGHT_DECAY, Rates
+from methods.registry import build_method
 from models.resnet26 import BasicBlock, ResNet, resnet26
 from models.spottune import BlockPair, SpotTuneNet
 from runtime.devices import Compute

@@ -5,7 +5,8 @@ import torch
 from test_models import perturb_
 
 from gumbel_softmax import POLICIES, added_at_test_time, gumbel_noise
-from methods.registry import PlainNetwork, build_method
+from methods.baselines import PlainNetwork
+from methods.registry import build_method
 from models.folding import folded
 from models.resnet26 import resnet26
 from models.routed import RoutedNet

@@ -25,7 +25,8 @@ from engine.source_weights import our_name
 from engine.step import EpochSums
 from image_cache.packed import DataFolders
 from imdbfolder_coco import load_images
-from methods.registry import Rates, build_method
+from methods.optimizers import Rates
+from methods.registry import build_method
 from models.resnet26 import resnet26
 from sample_data import make
 from weights.mean_std import MEAN_STD, as_pickle

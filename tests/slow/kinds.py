@@ -33,7 +33,7 @@ from engine.step import EpochSums
 from image_cache import packed
 from image_cache.decoding import bombs_refused, decode_image
 from imdbfolder_coco import load_images
-from methods.registry import Rates
+from methods.optimizers import Rates
 from runtime.errors import SpotTuneError
 from weights.mean_std import read_mean_std
 

@@ -1,0 +1,93 @@
+"""Methods with one network and no decisions: the baselines that SpotTune is compared with."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from methods.optimizers import Rates, sgd
+from models.folding import folded
+from models.resnet26 import ResNet
+
+
+class PlainNetwork(nn.Module):
+    """One network without decisions; the modules of `frozen` stay exactly as they are.
+
+    Their BatchNorm too: it keeps the source's running statistics, also while the rest trains.
+    """
+
+    num_blocks = 0  # that need a decision
+    policies = ()
+
+    def __init__(self, net: nn.Module, frozen: Sequence[nn.Module] = ()) -> None:
+        super().__init__()
+        self.net = net
+        self.frozen = tuple(frozen)
+        for module in self.frozen:
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "PlainNetwork":
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
+
+    def forward(self, images: Tensor, noise_NL2: Tensor) -> tuple[Tensor, None]:
+        return self.net(images), None
+
+    def penalty(self, decisions_NL: None) -> float:
+        return 0.0
+
+    def evaluator(self) -> "PlainNetwork":
+        return PlainNetwork(folded(self.net))
+
+    def kept_for_predicting(self) -> nn.Module:
+        return self
+
+    def optimizers(self, rates: Rates) -> list[torch.optim.Optimizer]:
+        return sgd((self.net, rates.network, rates.weight_decay))
+
+
+def feature_extractor(net: ResNet) -> PlainNetwork:
+    """Only the classifier trains: all before it stays the source's, BatchNorm included."""
+    return PlainNetwork(net, frozen=(net.stem, *net.blocks, net.head.bn))
+
+
+def last_k(net: ResNet, k: int) -> PlainNetwork:
+    """The last k blocks train, and what follows them: the head's BatchNorm and the classifier."""
+    return PlainNetwork(net, frozen=(net.stem, *net.blocks[: len(net.blocks) - k]))
+
+
+class L2SP(PlainNetwork):
+    """Fine-tuning with a penalty towards the pretrained weights.
+
+    Li, Grandvalet and Davoine, *Explicit Inductive Bias for Transfer Learning with Convolutional
+    Networks* (ICML 2018), equation 5, in place of weight decay:
+
+        alpha / 2 * |w - w_pretrained|^2 + beta / 2 * |w_classifier|^2
+
+    w: all that came from the source, BatchNorm's scales and shifts too. `net` as it is handed over
+    holds the pretrained weights; they are no part of the state dict.
+    """
+
+    def __init__(self, net: ResNet, alpha: float, beta: float) -> None:
+        super().__init__(net)
+        self.alpha, self.beta = alpha, beta
+        for number, parameter in enumerate(self._from_source()):
+            start = parameter.detach().clone()
+            self.register_buffer(f"pretrained_{number}", start, persistent=False)
+
+    def _from_source(self) -> list[nn.Parameter]:
+        named = self.net.named_parameters()
+        return [weight for name, weight in named if not name.startswith("head.linear.")]
+
+    def penalty(self, decisions_NL: None) -> Tensor:
+        away = [
+            (weight - self.get_buffer(f"pretrained_{number}")).square().sum()
+            for number, weight in enumerate(self._from_source())
+        ]
+        size = [weight.square().sum() for weight in self.net.head.linear.parameters()]
+        return self.alpha / 2 * torch.stack(away).sum() + self.beta / 2 * torch.stack(size).sum()
+
+    def optimizers(self, rates: Rates) -> list[torch.optim.Optimizer]:
+        return sgd((self.net, rates.network, 0.0))

@@ -1,0 +1,34 @@
+"""Optimisers of a method's networks: SGD with momentum, as in the released code."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+MOMENTUM = 0.9
+POLICY_WEIGHT_DECAY = 1e-3
+FUSED_DEVICES = ("cpu", "cuda")  # where one kernel can update all tensors
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates of the network and of the policy network; weight decay of the network."""
+
+    network: float
+    policy: float
+    weight_decay: float
+
+
+def sgd(*groups: tuple[nn.Module, float, float]) -> list[torch.optim.Optimizer]:
+    """An SGD for each (module, learning rate, weight decay) that has anything to train."""
+    optimizers = []
+    for module, lr, weight_decay in groups:
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if trained:
+            fused = all(parameter.device.type in FUSED_DEVICES for parameter in trained)
+            optimizers.append(
+                torch.optim.SGD(
+                    trained, lr=lr, momentum=MOMENTUM, weight_decay=weight_decay, fused=fused
+                )
+            )
+    return optimizers
