@@ -30,7 +30,7 @@ from launch.crew import end_with_parent
 from launch.jobs import check_finished, job_command, train_side_by_side
 from methods.registry import METHODS, MethodRow, choose_policy
 from models.resnet26 import PAPER_WIDTH
-from reporting.plots import draw_fine_tuned_share
+from reporting.plots import draw_curves, draw_fine_tuned_share
 from runtime.cli import Parser, non_negative_float, non_negative_int, positive_float, positive_int
 from runtime.devices import choose_compute, describe, job_devices
 from runtime.distributed import check_group, group_of_processes, own_device
@@ -172,11 +172,19 @@ def train_in_turn(
     if method.from_source or SOURCE in tasks:
         weights, history = source_weights(place, for_source, pretrained, SOURCE in tasks)
         histories = {SOURCE.name: history} if SOURCE in tasks else {}
+        if SOURCE in tasks and "train_loss" in (history or [{}])[-1]:
+            draw_task_curves(place, SOURCE, history)
     weights = weights if method.from_source else None
     for task in tasks:
         if task is not SOURCE:
             histories[task.name] = train_task(place, task, method.name, settings, weights)
+            draw_task_curves(place, task, histories[task.name])
     return histories
+
+
+def draw_task_curves(place: Workplace, task: DecathlonTask, history: list[dict]) -> None:
+    if place.compute.group.is_first:
+        draw_curves(history, task.name, place.checkpoint(task).with_name("curves.png"))
 
 
 def pretrained_file(named: Path | None) -> Path | None:

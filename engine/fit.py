@@ -30,7 +30,6 @@ from image_cache.batches import View
 from image_cache.task_data import TaskData
 from methods.optimizers import Rates
 from methods.registry import COMPACT_KIND
-from reporting.plots import draw_curves
 from runtime.devices import Compute
 from runtime.distributed import Group
 from runtime.errors import SpotTuneError, Stopped, brief
@@ -187,8 +186,6 @@ def fit(
             record = keeper.epoch(sums, train_data, val_data, label)
             say(f"{label}  {summary(record)}")
             sums = EpochSums.zero(method.num_blocks, compute.device)
-    if compute.group.is_first:
-        draw_curves(history, run.task, run.folder / "curves.png")
     return history
 
 

@@ -30,8 +30,9 @@ import numpy as np
 from image_cache.decoding import write_pixels
 from runtime.files import replacing
 from runtime.progress import say, track
-from weights.safe_pickle import MISFITS
 
+# What a tail that is no index raises.
+MISFITS = (struct.error, ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
 MAGIC = b"SPOTPACK"
 VERSION = 1
 HEADER = struct.Struct("<8sQQI36x")  # 64 bytes
