@@ -26,8 +26,13 @@ from engine.arguments import (
 from engine.fit import Pace
 from engine.settings import TRAIN_SPLITS, Settings
 from engine.transfer import Workplace, refuse_adopted, source_weights, train_task
-from launch.crew import end_with_parent
-from launch.jobs import check_finished, job_command, train_side_by_side
+from launch.side_by_side import (
+    check_finished,
+    end_with_parent,
+    job_command,
+    longest_first,
+    train_side_by_side,
+)
 from methods.registry import METHODS, MethodRow, choose_policy
 from models.resnet26 import PAPER_WIDTH
 from reporting.plots import draw_curves, draw_fine_tuned_share
@@ -151,8 +156,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             threads = args.threads or max(1, torch.get_num_threads() // len(devices))
             command = job_command(SCRIPT, sys.argv[1:] if argv is None else argv, threads)
+            splits = TRAIN_SPLITS[args.train_split]
+            targets = longest_first(
+                tasks, place.folders, args.ckpdir, splits, args.nb_epochs, args.resize, args.crop
+            )
             histories = train_side_by_side(
-                tasks, place.folders, args.ckpdir, settings, devices, command, args.retries
+                tasks, targets, args.ckpdir, devices, command, args.retries
             )
         if group.is_first and not args.is_job:
             report(histories, args.ckpdir)

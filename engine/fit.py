@@ -221,7 +221,7 @@ class Keeper:
             # After the checkpoint nothing is done again.
             run.save_compact(self.trainer.method, self.history, val_data.view)
         self.save()
-        self.stop.raise_if_asked(self.group)
+        self.stop.raise_if_asked(self.group.agree)
         return record
 
     @property
@@ -273,7 +273,7 @@ class Keeper:
         def after_step() -> None:
             nonlocal last_saved
             try:
-                self.stop.raise_if_asked(self.group)
+                self.stop.raise_if_asked(self.group.agree)
             except Stopped:
                 self.leave(sums, label)
                 raise
