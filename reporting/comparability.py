@@ -1,19 +1,27 @@
 """In which points a study is not what the published figures were measured on.
 
 Published rows are test accuracies of networks that start from ImageNet's 1000 classes and learn
-the official train and val images at 72 pixels, cropped to 64. Figures that differ in any of this
-never share a table with them.
+the official train and val images at 72 pixels, cropped to 64; SpotTune's with the recipe of the
+released code. Figures that differ in any of this never share a table with them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from decathlon import COLUMNS, SOURCE, TASK_BY_NAME
 from methods.registry import METHODS
 from models.resnet26 import PAPER_WIDTH
+from reporting.runs import Run, own_policies
 from reporting.study import Study
-from reporting.task_runs import TaskRun
 
 RESIZE, CROP = 72, 64  # pixels, of the published figures
+RELEASED = {
+    "epochs": (110, "epochs"),
+    "milestones": ((40,), "epochs after which learning rates drop"),
+    "batch_size": (128, "images per step"),
+    "lr": (0.1, "learning rate"),
+    "lr_agent": (0.01, "learning rate of the policy network"),
+    "precision": ("fp32", "precision"),
+}
 
 
 def departures(study: Study) -> list[str]:
@@ -29,12 +37,11 @@ def departures(study: Study) -> list[str]:
         found.append(f"network: {settings.width} channels in the stem (published: {PAPER_WIDTH})")
     if settings.train_split != "trainval":
         found.append("split: learnt from train alone (published: from train and val)")
-    found += _of_source(study)
-    found += _of_classes(study)
+    found += [*_of_source(study), *_of_classes(study)]
     absent = [task for task in COLUMNS if task not in (*study.tasks, SOURCE.name)]
     if absent:
         found.append(f"tasks: without {', '.join(absent)} (published: all ten)")
-    return found
+    return found + list(_of_recipe(study.runs))
 
 
 def _of_source(study: Study) -> Iterator[str]:
@@ -63,7 +70,30 @@ def _of_classes(study: Study) -> Iterator[str]:
         yield f"data: numbers of classes were not recorded, for {', '.join(unknown)}"
 
 
-def test_departures(study: Study) -> list[str]:
+def _of_recipe(runs: Iterable[Run]) -> Iterator[str]:
+    """Settings other than the released code's; published rows of other methods had their own."""
+    for name, (released, words) in RELEASED.items():
+        read = [r for r in runs if name != "lr_agent" or METHODS[r.method].has_policy_network]
+        if other := sorted({run.setting(name) for run in read} - {released}):
+            found = ", ".join(map(_text, other))
+            yield f"recipe: {words}: {found} (released code: {_text(released)})"
+    decays = {(run.task, run.settings.weight_decay) for run in runs}
+    official = {(task, TASK_BY_NAME[task].weight_decay) for task, _ in decays}
+    for task, decay in sorted(decays - official):
+        released = TASK_BY_NAME[task].weight_decay
+        yield f"recipe: weight decay on {task}: {decay:g} (released code: {released:g})"
+    chosen = {run.settings.policy for run in runs if own_policies(run.method)} - {"sample"}
+    if chosen:
+        yield f"decisions at test time: {', '.join(sorted(chosen))} (released code: sample)"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return " and ".join(map(str, value)) or "never"
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def departures_on_test(study: Study) -> list[str]:
     """What keeps the study's test accuracies from sharing a table with published ones."""
     scored = [run for run in (*study.sources, *study.runs) if run.test]
     odd = dict.fromkeys(
@@ -72,14 +102,11 @@ def test_departures(study: Study) -> list[str]:
         for run in scored
         if run.test["images"] != TASK_BY_NAME[run.task].num_test
     )
-    unscored = [task for task in COLUMNS if task not in _tasks(scored)]
+    tasks = {run.task for run in scored}
+    unscored = [task for task in COLUMNS if task not in tasks]
     found = departures(study)
     if odd:
         found.append(f"data: {'; '.join(odd)}")
     if unscored:
         found.append(f"tasks: no test score of {', '.join(unscored)} (published: all ten)")
     return found
-
-
-def _tasks(runs: list[TaskRun]) -> set[str]:
-    return {run.task for run in runs}
