@@ -8,19 +8,20 @@ File layout, little endian:
     64 bytes   magic, offset of the index, length of the file, CRC-32 of everything after the pixels
     pixels     image after image, each height x width x 3 uint8
     index      one INDEX record an image
-    JSON       category ids, the annotations' SHA-256, side, version
+    JSON       category ids, side, version; where the images came from: `origin`, a hash of the
+               annotations, and a fingerprint of the folders that hold the image files
 
-The file is tied to its annotations by their hash and is rebuilt when they change, or when its
-length or its index is not what it should be. A change of the image files alone is not noticed, nor
-are flipped bits among the pixels: delete the packed file then.
+A file is packed again, with a message, when its annotations or its image files change, or when its
+length or its index is not what it should be. Flipped bits among the pixels are not noticed.
 """
 
+import errno
 import hashlib
 import json
 import os
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -28,13 +29,14 @@ from typing import IO
 import numpy as np
 
 from image_cache.decoding import write_pixels
+from runtime.errors import SpotTuneError
 from runtime.files import replacing
 from runtime.progress import say, track
 
 # What a tail that is no index raises.
 MISFITS = (struct.error, ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
 MAGIC = b"SPOTPACK"
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<8sQQI36x")  # 64 bytes
 INDEX = np.dtype(
     [("offset", "<u8"), ("image_id", "<i8"), ("label", "<i4"), ("height", "<u4"), ("width", "<u4")]
@@ -62,6 +64,10 @@ class DataFolders:
     def images_of(self, task: str) -> Path:
         """The folder of a task's images."""
         return self.datadir / "data" / task
+
+    def pack_of(self, name: str, side: int) -> Path:
+        """Where the packed images of e.g. "svhn_train" lie."""
+        return self.cachedir / f"{name}_{side}.pack"
 
 
 class PackedImages:
@@ -141,38 +147,74 @@ def _runs_of_bytes(flat: np.ndarray, length: int) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(flat, length)
 
 
-def open_packed(
-    annotation_path: Path,
-    name: str,
-    folders: DataFolders,
-    side: int,
-    read_annotations: Callable[[Path], Annotations],
+def open_pack(path: Path, origin: str, datadir: Path, side: int) -> PackedImages | None:
+    """The images packed in `path`, or None, with a message, if they must be packed anew."""
+    if not path.exists():
+        return None
+    try:
+        return _map(path, origin, datadir, side)
+    except StalePackError as reason:
+        say(f"{path}: {reason}; packing the images again")
+    except MISFITS:
+        say(f"{path}: its index makes no sense; packing the images again")
+    return None
+
+
+def write_pack(
+    path: Path, annotations: Annotations, origin: str, datadir: Path, side: int
 ) -> PackedImages:
-    """The images that `annotation_path` lists, shorter side `side`, packed first if need be."""
-    path = pack_file(folders, name, side)
-    digest = sha256_of(annotation_path)
-    if path.exists():
-        try:
-            return _map(path, digest, side)
-        except StalePackError as reason:
-            say(f"{path}: {reason}; packing the images again")
-    annotations = read_annotations(annotation_path)
-    folders.cachedir.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as stream:
-        _write(stream, annotations, digest, folders.datadir, side, label=f"packing {name}")
-    return _map(path, digest, side)
+    """Decode all images into `path`, whole or not at all, and open it.
+
+    `origin`: a hash of all that decides which images these are, and their labels. Raises
+    SpotTuneError, naming the files, where images are missing or broken.
+    """
+    folders = sorted({str(Path(name).parent) for name in annotations.file_names})
+    facts = {
+        "version": VERSION,
+        "side": side,
+        "origin": origin,
+        "folders": folders,
+        "fingerprint": fingerprint(datadir, folders),
+        "categories": annotations.categories.tolist(),
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as stream:
+            index = new_index(annotations)
+            stream.write(bytes(HEADER.size))
+            sizes = write_pixels(stream, annotations.file_names, datadir, side)
+            set_sizes(index, track(sizes, len(index), f"packing {path.stem}", unit="image"))
+            finish(stream, index, facts)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise SpotTuneError(
+            f"{path.parent}: the decoded images cannot be kept there ({error.strerror}); name "
+            f"another folder with --cachedir"
+        ) from error
+    return _map(path, origin, datadir, side)
 
 
-def pack_file(folders: DataFolders, name: str, side: int) -> Path:
-    """Where the packed images of e.g. "svhn_train" lie."""
-    return folders.cachedir / f"{name}_{side}.pack"
+def fingerprint(datadir: Path, folders: Iterable[str]) -> str:
+    """A hash over names, sizes and times of the files in `folders`; "" if none of these exists."""
+    digest, found = hashlib.sha256(), False
+    for folder in folders:
+        if not (datadir / folder).is_dir():
+            continue
+        found = True
+        for entry in sorted(os.scandir(datadir / folder), key=lambda entry: entry.name):
+            status = entry.stat()
+            facts = (folder, entry.name, status.st_size, status.st_mtime_ns)
+            if entry.is_file():
+                digest.update(repr(facts).encode())
+    return digest.hexdigest() if found else ""
 
 
 class StalePackError(Exception):
-    """A packed file that is damaged, or belongs to other annotations."""
+    """A packed file that is damaged, or belongs to other annotations or images."""
 
 
-def _map(path: Path, annotations_sha256: str, side: int) -> PackedImages:
+def _map(path: Path, origin: str, datadir: Path, side: int) -> PackedImages:
     with path.open("rb") as stream:
         length = os.fstat(stream.fileno()).st_size
         header = stream.read(HEADER.size)
@@ -186,16 +228,17 @@ def _map(path: Path, annotations_sha256: str, side: int) -> PackedImages:
         if zlib.crc32(tail) != crc:
             raise StalePackError("its index is damaged")
         pixels = np.memmap(stream, np.uint8, mode="r", offset=0, shape=(index_offset,))
-    try:
-        (num_images,) = struct.unpack_from("<Q", tail)
-        index = np.frombuffer(tail, INDEX, count=num_images, offset=8)
-        facts = json.loads(tail[8 + index.nbytes :])
-        known = {key: facts[key] for key in ("version", "side", "annotations_sha256")}
-        categories = np.array(facts["categories"], dtype=np.int64)
-    except MISFITS as error:
-        raise StalePackError("its index makes no sense") from error
-    if known != {"version": VERSION, "side": side, "annotations_sha256": annotations_sha256}:
+    (num_images,) = struct.unpack_from("<Q", tail)
+    index = np.frombuffer(tail, INDEX, count=num_images, offset=8)
+    facts = json.loads(tail[8 + index.nbytes :])
+    if (facts["version"], facts["side"], facts["origin"]) != (VERSION, side, origin):
         raise StalePackError("made from other annotations, or by another version")
+    found = fingerprint(datadir, facts["folders"])
+    if not found:
+        say(f"{path}: its image files are gone from {datadir}; using the packed ones")
+    elif found != facts["fingerprint"]:
+        raise StalePackError("made from other image files")
+    categories = np.array(facts["categories"], dtype=np.int64)
     if not _makes_sense(index, categories, side, index_offset):
         raise StalePackError("its index points outside its pixels or categories")
     return PackedImages([pixels], [index], categories)
@@ -212,21 +255,6 @@ def _makes_sense(index: np.ndarray, categories: np.ndarray, side: int, index_off
     return bool((inside & sides & labels).all())
 
 
-def _write(
-    stream: IO[bytes], annotations: Annotations, digest: str, datadir: Path, side: int, label: str
-) -> None:
-    """Decode all images into `stream`, then the index, then the header."""
-    index = new_index(annotations)
-    stream.write(bytes(HEADER.size))
-    offset = HEADER.size
-    sizes = write_pixels(stream, annotations.file_names, datadir, side)
-    for position, (height, width) in enumerate(track(sizes, len(index), label, unit="image")):
-        for field, value in (("offset", offset), ("height", height), ("width", width)):
-            index[field][position] = value
-        offset += 3 * height * width
-    finish(stream, index, annotations.categories, digest, side)
-
-
 def new_index(annotations: Annotations) -> np.ndarray:
     """One INDEX record an image, its place in the file and its size still 0."""
     index = np.zeros(len(annotations.image_ids), dtype=INDEX)
@@ -234,16 +262,17 @@ def new_index(annotations: Annotations) -> np.ndarray:
     return index
 
 
-def finish(
-    stream: IO[bytes], index: np.ndarray, categories: np.ndarray, digest: str, side: int
-) -> None:
+def set_sizes(index: np.ndarray, sizes: Iterable[tuple[int, int]]) -> None:
+    """Put heights and widths into the index, image after image, and where each image begins."""
+    offset = HEADER.size
+    for position, (height, width) in enumerate(sizes):
+        for field, value in (("offset", offset), ("height", height), ("width", width)):
+            index[field][position] = value
+        offset += 3 * height * width
+
+
+def finish(stream: IO[bytes], index: np.ndarray, facts: dict[str, object]) -> None:
     """Write index and facts after the pixels, where `stream` stands, and the header before them."""
-    facts = {
-        "version": VERSION,
-        "side": side,
-        "annotations_sha256": digest,
-        "categories": categories.tolist(),
-    }
     tail = struct.pack("<Q", len(index)) + index.tobytes() + json.dumps(facts).encode()
     index_offset = stream.tell()
     stream.write(tail)
