@@ -38,7 +38,7 @@ def annotation_file(imdbdir: Path, task: str, split: str) -> Path:
 
 
 def read_annotations(path: Path) -> Annotations:
-    """Read one annotation file; raises SpotTuneError where it breaks the format.
+    """Read one annotation file; raises SpotTuneError if it breaks the format.
 
     A test file, which has no `annotations`, gives the label -1 for every image.
     """
@@ -92,7 +92,7 @@ def _read_coco(path: Path) -> COCO:
 def _check_ids(dataset: dict, path: Path) -> None:
     """Raise SpotTuneError unless all ids are integers of 64 bits.
 
-    Longer ones could be made to share a hash, and pycocotools' index of them would take for ever.
+    Longer ones could be made to share a hash, and pycocotools' index would take forever to build.
     """
     for kind, keys in IDS.items():
         for entry in dataset.get(kind, ()):
@@ -105,22 +105,22 @@ def _check_ids(dataset: dict, path: Path) -> None:
 
 
 def _category_ids(coco: COCO, path: Path) -> list[int]:
-    """Distinct, in ascending order."""
+    """The file's category ids, distinct, in ascending order."""
     category_ids = [category["id"] for category in coco.dataset["categories"]]
     if not category_ids:
         raise SpotTuneError(f"{path}: lists no categories. {FETCH_AGAIN}")
     if len(set(category_ids)) < len(category_ids):
-        raise SpotTuneError(f"{path}: a category id stands there more than once; expected once")
+        raise SpotTuneError(f"{path}: a category id is listed more than once; expected once")
     return sorted(category_ids)
 
 
 def _check_images(image_ids: Sequence[int], file_names: Sequence[str], path: Path) -> None:
-    """Ids are distinct; file names stay inside the data folder."""
+    """Raise SpotTuneError unless ids are distinct and file names stay in the data folder."""
     if not image_ids:
         raise SpotTuneError(f"{path}: lists no images. {FETCH_AGAIN}")
     if len(set(image_ids)) < len(image_ids):
         raise SpotTuneError(
-            f"{path}: {len(image_ids) - len(set(image_ids))} image ids stand there more than once; "
+            f"{path}: {len(image_ids) - len(set(image_ids))} image ids are listed more than once; "
             f"expected each image once"
         )
     for name in file_names:
@@ -164,7 +164,7 @@ def load_images(
 ) -> PackedImages:
     """The images of one or several splits (e.g. train and val, merged), decoded once and mapped.
 
-    Raises SpotTuneError where files are missing or broken, or where splits have other categories.
+    Raises SpotTuneError if files are missing or broken, or if the splits' categories differ.
     """
     parts = []
     for split in splits:
@@ -180,13 +180,13 @@ def load_images(
             raise SpotTuneError(
                 f"{path}: {len(parts[-1].categories)} categories that differ from the "
                 f"{len(parts[0].categories)} of {task.name}_{splits[0]}; expected the same. "
-                f"Were the files of two downloads mixed?"
+                f"Are these files of two different downloads?"
             )
     return PackedImages.merged(parts)
 
 
 def _check_owner(task: DecathlonTask, images: PackedImages, path: Path) -> None:
-    """Images and categories carry the task's number, so that answers reach the right task."""
+    """Raise SpotTuneError unless all ids carry the task's number, as answers to it must."""
     for ids, what in ((images.image_ids, "image"), (images.categories, "category")):
         foreign = [i for i in (ids.min(), ids.max()) if not task.owns(int(i))]
         if foreign:
@@ -202,13 +202,13 @@ def require_labels(images: PackedImages, task: str) -> None:
     if unlabelled:
         raise SpotTuneError(
             f"{task}: {unlabelled} of {len(images)} images have no label, so they cannot be "
-            f"learnt from or scored; expected annotations for train and val. "
+            f"trained on or scored; expected annotations for train and val. "
             f"Fetch them with ./download_data.sh"
         )
 
 
 class ImageSizes(Protocol):
-    """Whatever knows the heights and widths of images, in pixels, N each: PackedImages does."""
+    """Anything with the heights and widths of N images, in pixels, such as PackedImages."""
 
     heights: np.ndarray
     widths: np.ndarray
@@ -217,7 +217,7 @@ class ImageSizes(Protocol):
 def view_of(
     task: DecathlonTask, images: ImageSizes, resize: int, crop: int, training: bool
 ) -> View:
-    """The task's window in training or in test, as in the released code (decathlon.py)."""
+    """What the network sees of a task's images in training or test, as in the released code."""
     if task.train_crop is TrainCrop.WHOLE:
         return _whole_view(task.name, images)
     if training and task.train_crop is TrainCrop.RANDOM:
@@ -241,7 +241,7 @@ def _whole_view(task: str, images: ImageSizes) -> View:
 
 
 def check_categories(task: str, known: Sequence[int], found: Sequence[int]) -> None:
-    """Raise SpotTuneError unless a network for the `known` categories answers the `found` ones."""
+    """Raise SpotTuneError unless a network's `known` categories are those `found` in the data."""
     differing = [pair for pair in zip_longest(known, found) if pair[0] != pair[1]]
     if differing:
         raise SpotTuneError(

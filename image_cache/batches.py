@@ -1,4 +1,4 @@
-"""Which window of which image comes when: the draws of an epoch, and the batches cut from them.
+"""The order and the crops of an epoch, and the batches that are cut from them.
 
 Shapes (N images of a batch, H x W pixels): images N x H x W x 3 uint8, labels N int64.
 """
@@ -24,7 +24,7 @@ class View:
     height: int
     width: int
     random: bool = False  # anywhere in the image, instead of its centre
-    flip: bool = False  # mirrored left to right, every second time
+    flip: bool = False  # mirrored left to right, with probability 1/2
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Batch:
     images_NHW3: Tensor  # uint8
     labels_N: Tensor  # int64
     positions: slice  # of these images in the epoch's order
-    whole: int  # images of the batch, those of other processes among them
+    whole: int  # images of the batch, including those of other processes
 
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """Which image comes when, and where it is cut: all of an epoch's draws about the data."""
+    """All draws of an epoch about its data: the order of the images, their crops and flips."""
 
     indices: np.ndarray
     tops: np.ndarray
@@ -55,11 +55,11 @@ class EpochOrder:
         first: int = 0,
         group: Group = ALONE,
     ) -> Iterator[Batch]:
-        """Batches of `batch_size` images from the `first` on; the last holds what is left over.
+        """Batches of `batch_size` images, from number `first` on; the last one may be smaller.
 
-        `labels` are those of all images; `cut` gives windows of them (see cutting.py). Processes
-        of a `group` take turns at the images of a batch; a last batch of fewer images than
-        processes is left out.
+        `labels` are those of all images; `cut` gives windows of them (see cutting.py). The
+        processes of a `group` share the images of a batch in turn; a last batch with fewer images
+        than processes is left out.
         """
         for start in range(first * batch_size, len(self.indices), batch_size):
             end = min(start + batch_size, len(self.indices))
@@ -75,7 +75,7 @@ class EpochOrder:
 
 
 def training_order(images: PackedImages, view: View, *seed: int | str) -> EpochOrder:
-    """A shuffled epoch with random crops and flips where `view` has them.
+    """A shuffled epoch, with random crops and flips if `view` has them.
 
     `seed` is e.g. (0, "svhn", epoch); the same parts give the same order, crops and flips.
     """
@@ -110,7 +110,7 @@ def _centre(images: PackedImages, view: View, indices: np.ndarray) -> tuple[np.n
 def normalise(images_NHW3: Tensor, mean_311: Tensor, std_311: Tensor) -> Tensor:
     """uint8 N x H x W x 3 -> float32 N x 3 x H x W, channels_last: (x / 255 - mean) / std.
 
-    All on one device: what travels there are bytes, a quarter of what float32 would take.
+    All on one device. Images are sent there as bytes, a quarter of their size in float32.
     """
     images_N3HW = images_NHW3.permute(0, 3, 1, 2)
     return images_N3HW.float().div_(255).sub_(mean_311).div_(std_311)

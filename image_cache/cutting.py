@@ -1,8 +1,8 @@
-"""Windows of packed images on the device that computes: cut there, or sent there.
+"""Windows of packed images on the computing device: cut there, or sent there.
 
-On a GPU whose memory has room, the pixels of a whole split are put there once and windows are cut
-by one gather; else they are cut on the host and sent from pinned memory. Both give the same bytes.
-A CPU cuts where it computes. (The GPU's part has been tested on a CPU only.)
+If a GPU has room, the pixels of a whole split are copied to it once, and windows are cut by one
+gather. Otherwise they are cut on the host and sent from pinned memory. Both give the same bytes. A
+CPU cuts in its own memory. (The GPU's part has been tested on a CPU only.)
 
 Shapes (n windows of H x W pixels): indices, tops, lefts n; windows n x H x W x 3 uint8.
 """
@@ -22,7 +22,7 @@ Cutter = Callable[[np.ndarray, np.ndarray, np.ndarray, int, int], Tensor]
 
 
 def cutter_for(images: PackedImages, device: torch.device) -> Cutter:
-    """How windows of `images` reach `device` fastest."""
+    """The fastest way to get windows of `images` to `device`."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         if images.num_bytes <= SHARE_OF_FREE_MEMORY * free:
@@ -51,7 +51,7 @@ class ResidentImages:
     def cut(
         self, indices: np.ndarray, tops: np.ndarray, lefts: np.ndarray, height: int, width: int
     ) -> Tensor:
-        """The same windows as PackedImages.crops; raises IndexError where one does not fit."""
+        """The same windows as PackedImages.crops; raises IndexError if one does not fit."""
         rows = self.images.row_places(indices, tops, lefts, height, width)
         row_places = to_device(torch.from_numpy(rows.reshape(-1)), self.pixels.device)
         run = 3 * width

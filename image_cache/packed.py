@@ -1,18 +1,18 @@
 """Images decoded once: a flat file of pixels with an index, mapped into memory, cropped by index.
 
-A JPEG decoded again in each of 110 epochs costs more than it needs to. Here each split is decoded
-once, on all cores, its shorter side resized, and kept as raw RGB. The pixels are bit for bit those
-of Pillow and torchvision's Resize.
+Decoding every JPEG again in each of 110 epochs would waste time. Here each split is decoded once,
+on all cores, its shorter side resized, and kept as raw RGB. The pixels are bit for bit those of
+Pillow and torchvision's Resize.
 
 File layout, little endian:
     64 bytes   magic, offset of the index, length of the file, CRC-32 of everything after the pixels
     pixels     image after image, each height x width x 3 uint8
-    index      one INDEX record an image
+    index      one INDEX record per image
     JSON       category ids, the annotations' SHA-256, side, version
 
-The file is tied to its annotations by their hash and is rebuilt when they change, or when its
-length or its index is not what it should be. A change of the image files alone is not noticed, nor
-are flipped bits among the pixels: delete the packed file then.
+The file is tied to its annotations by their hash. It is rebuilt when they change, or when its
+length or its index is wrong. A change of the image files alone is not noticed, nor are flipped bits
+among the pixels: delete the packed file then.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from image_cache.decoding import write_pixels
 from runtime.files import replacing
 from runtime.progress import say, track
 
-# What a tail that is no index raises.
+# What reading a damaged index raises.
 MISFITS = (struct.error, ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
 MAGIC = b"SPOTPACK"
 VERSION = 1
@@ -73,7 +73,7 @@ class PackedImages:
     def __init__(
         self, pixels: Sequence[np.ndarray], index: Sequence[np.ndarray], categories
     ) -> None:
-        self.parts = list(pixels)  # flat uint8, one a file, the bytes before the pixels included
+        self.parts = list(pixels)  # flat uint8, one per file, header included
         self._part = np.repeat(np.arange(len(index)), [len(part) for part in index])
         self._part_begins = np.cumsum([0] + [len(part) for part in self.parts])
         self._index = list(index)
@@ -87,7 +87,7 @@ class PackedImages:
 
     @classmethod
     def merged(cls, parts: Sequence["PackedImages"]) -> "PackedImages":
-        """One set out of several with the same categories, in their order."""
+        """Several sets with the same categories as one, in this order."""
         pixels = [flat for part in parts for flat in part.parts]
         index = [records for part in parts for records in part._index]
         return cls(pixels, index, parts[0].categories)
@@ -97,7 +97,7 @@ class PackedImages:
 
     @property
     def num_bytes(self) -> int:
-        """Length of all parts, one behind the other."""
+        """Length of all parts together."""
         return int(self._part_begins[-1])
 
     def sha256(self) -> str:
@@ -111,7 +111,7 @@ class PackedImages:
     ) -> np.ndarray:
         """Windows with the given corners of the given images, n x height x width x 3 uint8.
 
-        Raises IndexError where a window does not lie inside its image.
+        Raises IndexError if a window does not lie inside its image.
         """
         rows = self.row_places(indices, tops, lefts, height, width)
         out = np.empty((len(indices), height, 3 * width), dtype=np.uint8)
@@ -148,7 +148,7 @@ def open_packed(
     side: int,
     read_annotations: Callable[[Path], Annotations],
 ) -> PackedImages:
-    """The images that `annotation_path` lists, shorter side `side`, packed first if need be."""
+    """The images that `annotation_path` lists, shorter side `side`, packed first if needed."""
     path = pack_file(folders, name, side)
     digest = sha256_of(annotation_path)
     if path.exists():
@@ -193,7 +193,7 @@ def _map(path: Path, annotations_sha256: str, side: int) -> PackedImages:
         known = {key: facts[key] for key in ("version", "side", "annotations_sha256")}
         categories = np.array(facts["categories"], dtype=np.int64)
     except MISFITS as error:
-        raise StalePackError("its index makes no sense") from error
+        raise StalePackError("its index is not valid") from error
     if known != {"version": VERSION, "side": side, "annotations_sha256": annotations_sha256}:
         raise StalePackError("made from other annotations, or by another version")
     if not _makes_sense(index, categories, side, index_offset):
@@ -228,7 +228,7 @@ def _write(
 
 
 def new_index(annotations: Annotations) -> np.ndarray:
-    """One INDEX record an image, its place in the file and its size still 0."""
+    """One INDEX record per image, with its place in the file and its size still 0."""
     index = np.zeros(len(annotations.image_ids), dtype=INDEX)
     index["image_id"], index["label"] = annotations.image_ids, annotations.labels
     return index
@@ -237,7 +237,7 @@ def new_index(annotations: Annotations) -> np.ndarray:
 def finish(
     stream: IO[bytes], index: np.ndarray, categories: np.ndarray, digest: str, side: int
 ) -> None:
-    """Write index and facts after the pixels, where `stream` stands, and the header before them."""
+    """Write index and facts after the pixels, at the stream's position, and the header first."""
     facts = {
         "version": VERSION,
         "side": side,

@@ -32,7 +32,7 @@ class TaskData:
         first: int = 0,
         group: Group = ALONE,
     ) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-        """Batches from the `first` on, with their normalised images and labels on `device`."""
+        """Batches from number `first` on, with normalised images and labels on `device`."""
         mean, std = (
             torch.tensor(figures, device=device).view(3, 1, 1) for figures in self.mean_std
         )
