@@ -48,7 +48,7 @@ def read_annotations(path: Path) -> Annotations:
 
 
 def parse_annotations(data: bytes, where: object) -> Annotations:
-    """What the bytes of an annotation file say; raises SpotTuneError where they break the format.
+    """What the bytes of an annotation file say; raises SpotTuneError if they break the format.
 
     A test file, which has no `annotations`, gives the label -1 for every image. `where` names the
     file in messages.
@@ -111,7 +111,7 @@ def _parsed_coco(data: bytes, where: object) -> COCO:
 def _check_ids(dataset: dict, where: object) -> None:
     """Raise SpotTuneError unless all ids are integers of 64 bits.
 
-    Longer ones could be made to share a hash, and pycocotools' index of them would take for ever.
+    Longer ones could be made to share a hash, and pycocotools' index would take forever to build.
     """
     for kind, keys in IDS.items():
         for entry in dataset.get(kind, ()):
@@ -124,17 +124,17 @@ def _check_ids(dataset: dict, where: object) -> None:
 
 
 def _category_ids(coco: COCO, where: object) -> list[int]:
-    """Distinct, in ascending order."""
+    """The file's category ids, distinct, in ascending order."""
     category_ids = [category["id"] for category in coco.dataset["categories"]]
     if not category_ids:
         raise SpotTuneError(f"{where}: lists no categories. {FETCH_AGAIN}")
     if len(set(category_ids)) < len(category_ids):
-        raise SpotTuneError(f"{where}: a category id stands there more than once; expected once")
+        raise SpotTuneError(f"{where}: a category id is listed more than once; expected once")
     return sorted(category_ids)
 
 
 def _check_images(image_ids: Sequence[int], file_names: Sequence[str], where: object) -> None:
-    """Ids are distinct; file names stay inside the data folder."""
+    """Raise SpotTuneError unless ids are distinct and file names stay in the data folder."""
     if not image_ids:
         raise SpotTuneError(f"{where}: lists no images. {FETCH_AGAIN}")
     if len(set(image_ids)) < len(image_ids):
@@ -180,7 +180,7 @@ def load_images(
 ) -> PackedImages:
     """The images of one or several splits (e.g. train and val, merged), decoded once and mapped.
 
-    Raises SpotTuneError where files are missing or broken, or where splits have other categories.
+    Raises SpotTuneError if files are missing or broken, or if the splits' categories differ.
     """
     parts = [_load_split(task, split, folders, resize) for split in splits]
     for split, part in zip(splits, parts, strict=True):
@@ -188,7 +188,7 @@ def load_images(
             raise SpotTuneError(
                 f"{annotation_file(folders.imdbdir, task.name, split)}: {len(part.categories)} "
                 f"categories that differ from the {len(parts[0].categories)} of "
-                f"{task.name}_{splits[0]}; expected the same. Were two downloads mixed?"
+                f"{task.name}_{splits[0]}; expected the same. Are they of two different downloads?"
             )
     return PackedImages.merged(parts)
 
@@ -210,7 +210,7 @@ def _load_split(task: DecathlonTask, split: str, folders: DataFolders, resize: i
 
 
 def _check_owner(task: DecathlonTask, annotations: Annotations, path: Path) -> None:
-    """Images and categories carry the task's number, so that answers reach the right task."""
+    """Raise SpotTuneError unless all ids carry the task's number, as answers to it must."""
     for ids, what in ((annotations.image_ids, "image"), (annotations.categories, "category")):
         foreign = [i for i in (ids.min(), ids.max()) if not task.owns(int(i))]
         if foreign:
@@ -226,7 +226,7 @@ def require_labels(images: PackedImages, task: str) -> None:
     if unlabelled:
         raise SpotTuneError(
             f"{task}: {unlabelled} of {len(images)} images have no label, so they cannot be "
-            f"learnt from or scored; expected annotations for train and val. "
+            f"trained on or scored; expected annotations for train and val. "
             f"Fetch them with ./download_data.sh"
         )
     if len(np.unique(images.labels)) == 1:
@@ -234,7 +234,7 @@ def require_labels(images: PackedImages, task: str) -> None:
 
 
 class ImageSizes(Protocol):
-    """Whatever knows the heights and widths of images, in pixels, N each: PackedImages does."""
+    """Anything with the heights and widths of N images, in pixels, such as PackedImages."""
 
     heights: np.ndarray
     widths: np.ndarray
@@ -243,7 +243,7 @@ class ImageSizes(Protocol):
 def view_of(
     task: DecathlonTask, images: ImageSizes, resize: int, crop: int, training: bool
 ) -> View:
-    """The task's window in training or in test, as in the released code (decathlon.py)."""
+    """What the network sees of a task's images in training or test, as in the released code."""
     if task.train_crop is TrainCrop.WHOLE:
         return _whole_view(task.name, images)
     if training and task.train_crop is TrainCrop.RANDOM:
@@ -267,7 +267,7 @@ def _whole_view(task: str, images: ImageSizes) -> View:
 
 
 def check_categories(task: str, known: Sequence[int], found: Sequence[int]) -> None:
-    """Raise SpotTuneError unless a network for the `known` categories answers the `found` ones."""
+    """Raise SpotTuneError unless a network's `known` categories are those `found` in the data."""
     differing = [pair for pair in zip_longest(known, found) if pair[0] != pair[1]]
     if differing:
         raise SpotTuneError(

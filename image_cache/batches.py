@@ -1,7 +1,7 @@
-"""One split of a task as the network sees it: batches on the device that computes, normalised.
+"""One split of a task as the network sees it: normalised batches on the computing device.
 
-On a GPU whose memory has room, the pixels of a whole split are put there once and windows are cut
-by one gather; else they are cut on the host and sent from pinned memory. Both give the same bytes.
+If a GPU has room, the pixels of a whole split are copied to it once, and windows are cut by one
+gather. Otherwise they are cut on the host and sent from pinned memory. Both give the same bytes.
 
 Shapes (N images of a batch, H x W pixels): images N x 3 x H x W float32, channels_last.
 """
@@ -31,7 +31,7 @@ class Batch:
     labels_N: Tensor  # int64
     image_ids: np.ndarray  # N
     positions: slice  # of these images in the epoch's order
-    whole: int  # images of the batch, those of other processes among them
+    whole: int  # images of the batch, including those of other processes
 
 
 class TaskData:
@@ -67,10 +67,10 @@ class TaskData:
     def _batches(
         self, order: EpochOrder, batch_size: int, label: str, first: int, group: Group
     ) -> Iterator[Batch]:
-        """The last batch holds what is left over.
+        """Batches from number `first` on; the last one may be smaller.
 
-        Processes of a `group` take turns at the images of a batch; a last batch of fewer images
-        than processes is left out.
+        The processes of a `group` share the images of a batch in turn; a last batch with fewer
+        images than processes is left out.
         """
         count = len(order.indices)
         starts = range(first * batch_size, count, batch_size)
@@ -103,7 +103,7 @@ class TaskData:
         return windows
 
     def _normalised(self, windows_NHW3: Tensor) -> Tensor:
-        """(x / 255 - mean) / std. What travels to a device are bytes, a quarter of float32."""
+        """(x / 255 - mean) / std. Images are sent as bytes, a quarter of their size in float32."""
         images_N3HW = windows_NHW3.permute(0, 3, 1, 2)
         return images_N3HW.float().div_(255).sub_(self._mean).div_(self._std)
 
@@ -129,7 +129,7 @@ class TaskData:
     def _cut_on_device(
         self, indices: np.ndarray, tops: np.ndarray, lefts: np.ndarray, height: int, width: int
     ) -> Tensor:
-        """The same windows as PackedImages.crops; raises IndexError where one does not fit."""
+        """The same windows as PackedImages.crops; raises IndexError if one does not fit."""
         rows = self.images.row_places(indices, tops, lefts, height, width)
         row_places = to_device(torch.from_numpy(rows.reshape(-1)), self.device)
         run = 3 * width

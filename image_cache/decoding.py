@@ -1,8 +1,8 @@
 """Image files -> RGB pixels with the shorter side resized, back to back in one file, on all cores.
 
-Bit for bit what Pillow and torchvision's Resize give. Pillow holds the interpreter for most of the
-time that a small JPEG takes: two cores pack no more images with two threads than with one (7,500
-images/s), but 14,000 with two processes. Many images are therefore decoded by processes that import
+Bit for bit what Pillow and torchvision's Resize give. Pillow holds the interpreter's lock for most
+of the time that a small JPEG takes: on two cores, two threads pack no more images than one (7,500
+images/s), but two processes pack 14,000. Many images are therefore decoded by processes that import
 nothing but Pillow and numpy. Worker w of W decodes every W-th chunk of
 images, tells their sizes, is told where the chunk begins, and writes it there itself; only sizes
 and places pass through the pipes. Images that cannot be decoded are collected and named together.
@@ -31,8 +31,8 @@ IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "JPEG2000", "PPM")
 BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 MOST_OBLONG = 1000  # longer side by shorter side
 SHOWN_DAMAGED = 20  # of the images that cannot be decoded
-FEW_IMAGES = 1000  # fewer are decoded before processes have started
-CHUNK = 16  # images; with 128, which leave the processor's caches, it is 12,000 images/s
+FEW_IMAGES = 1000  # fewer are decoded sooner than processes start
+CHUNK = 16  # images; 128 do not fit into the processor's caches and give 12,000 images/s
 NUMBER = struct.Struct("<Q")  # a place in the file, or the length of a message
 ROOT = Path(__file__).resolve().parents[1]
 AS_SCRIPT = (
@@ -121,12 +121,12 @@ def usable_cores() -> int:
 
 
 class Worker(subprocess.Popen):
-    """A process that decodes its chunks; it is ended when its images are no longer wanted."""
+    """A process that decodes its chunks; it is killed when its images are no longer needed."""
 
     def __init__(self, task: str, number: int, workers: int) -> None:
         command = [sys.executable, "-c", AS_SCRIPT, task, str(number), str(workers)]
         super().__init__(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.stdin = self.stdin.detach()  # holds nothing back that closing it would write again
+        self.stdin = self.stdin.detach()  # unbuffered, so that closing it writes nothing
 
     def __exit__(self, *details: object) -> None:
         self.kill()
@@ -155,7 +155,7 @@ class Worker(subprocess.Popen):
             raise SpotTuneError(DIED) from error
 
     def finish(self) -> None:
-        """Wait until everything is written; what went wrong there is raised here."""
+        """Wait until everything is written; raises SpotTuneError if something went wrong."""
         message = self.stdout.read()
         if message:
             raise SpotTuneError(message[SIZE.size + NUMBER.size :].decode())
@@ -170,14 +170,14 @@ class Worker(subprocess.Popen):
 
 
 DIED = (
-    "a process that decodes images ended before its work was done; was it killed, or is the memory "
-    "full? Start again: nothing half-made was kept"
+    "a process that decodes images ended before its work was done; was it killed, or did memory "
+    "run out? Start again: nothing unfinished was kept"
 )
 
 
 def main() -> None:
     """A worker: chunks `number`, `number` + `workers`, ... of the task."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent stops its workers
     task, number, workers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     content = json.loads(Path(task).read_text())
     names, chunk = content["names"], content["chunk"]
@@ -188,7 +188,7 @@ def main() -> None:
                 _decode_chunk(paths, content["side"], file)
     except BrokenPipeError:
         sys.exit(1)  # the parent is gone
-    except OSError as error:  # of writing, unless it names an image that may not be read
+    except OSError as error:  # from writing, or of an image that may not be read
         where = error.filename or content["file"]
         reason = f"{where}: {REMEDIES.get(error.errno, error.strerror)}"
         sys.stdout.buffer.write(_message(FAILED, reason))
@@ -196,7 +196,7 @@ def main() -> None:
 
 
 def _decode_chunk(paths: Sequence[Path], side: int, file: IO[bytes]) -> None:
-    """Decode, tell the sizes, hear the place, write."""
+    """Decode, report the sizes, receive the place, write."""
     images, told = [], []
     for path in paths:
         try:
@@ -209,7 +209,7 @@ def _decode_chunk(paths: Sequence[Path], side: int, file: IO[bytes]) -> None:
     sys.stdout.buffer.flush()
     place = sys.stdin.buffer.read(NUMBER.size)
     if len(place) < NUMBER.size:
-        sys.exit(1)  # nobody wants the images any more
+        sys.exit(1)  # the images are no longer needed
     file.seek(NUMBER.unpack(place)[0])
     data = memoryview(b"".join(pixels.tobytes() for pixels in images))
     while data:
@@ -245,7 +245,7 @@ def decode_image(path: Path, side: int) -> np.ndarray:
 
 @contextmanager
 def bombs_refused() -> Iterator[None]:
-    """Make an error of Pillow's warning that an image is large: 89 million pixels, 0.4 GB.
+    """Turn Pillow's warning about a large image (89 million pixels, 0.4 GB) into an error.
 
     Not part of `decode_image`, where it would cost 7 % of a small image's time.
     """

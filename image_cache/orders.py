@@ -1,4 +1,4 @@
-"""Which image comes when, and which window of it: all of an epoch's draws about the data.
+"""All draws of an epoch about its data: the order of the images, their crops and flips.
 
 Shapes (N images of the epoch): indices, tops, lefts, flips N.
 """
@@ -19,7 +19,7 @@ class View:
     height: int
     width: int
     random: bool = False  # anywhere in the image, instead of its centre
-    flip: bool = False  # mirrored left to right, every second time
+    flip: bool = False  # mirrored left to right, with probability 1/2
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class EpochOrder:
 
 
 def training_order(images: PackedImages, view: View, *seed: int | str) -> EpochOrder:
-    """A shuffled epoch with random crops and flips where `view` has them.
+    """A shuffled epoch, with random crops and flips if `view` has them.
 
     `seed` is e.g. (0, "svhn", epoch); the same parts give the same order, crops and flips.
     """

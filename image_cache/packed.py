@@ -1,13 +1,13 @@
 """Images decoded once: a flat file of pixels with an index, mapped into memory, cropped by index.
 
-A JPEG decoded again in each of 110 epochs costs more than it needs to. Here each split is decoded
-once, on all cores, its shorter side resized, and kept as raw RGB. The pixels are bit for bit those
-of Pillow and torchvision's Resize.
+Decoding every JPEG again in each of 110 epochs would waste time. Here each split is decoded once,
+on all cores, its shorter side resized, and kept as raw RGB. The pixels are bit for bit those of
+Pillow and torchvision's Resize.
 
 File layout, little endian:
     64 bytes   magic, offset of the index, length of the file, CRC-32 of everything after the pixels
     pixels     image after image, each height x width x 3 uint8
-    index      one INDEX record an image
+    index      one INDEX record per image
     JSON       category ids, side, version; where the images came from: `origin`, a hash of the
                annotations, and a fingerprint of the folders that hold the image files
 
@@ -33,7 +33,7 @@ from runtime.errors import SpotTuneError
 from runtime.files import replacing
 from runtime.progress import say, track
 
-# What a tail that is no index raises.
+# What reading a damaged index raises.
 MISFITS = (struct.error, ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
 MAGIC = b"SPOTPACK"
 VERSION = 2
@@ -79,7 +79,7 @@ class PackedImages:
     def __init__(
         self, pixels: Sequence[np.ndarray], index: Sequence[np.ndarray], categories
     ) -> None:
-        self.parts = list(pixels)  # flat uint8, one a file, the bytes before the pixels included
+        self.parts = list(pixels)  # flat uint8, one per file, header included
         self._part = np.repeat(np.arange(len(index)), [len(part) for part in index])
         self._part_begins = np.cumsum([0] + [len(part) for part in self.parts])
         self._index = list(index)
@@ -93,7 +93,7 @@ class PackedImages:
 
     @classmethod
     def merged(cls, parts: Sequence["PackedImages"]) -> "PackedImages":
-        """One set out of several with the same categories, in their order."""
+        """Several sets with the same categories as one, in this order."""
         pixels = [flat for part in parts for flat in part.parts]
         index = [records for part in parts for records in part._index]
         return cls(pixels, index, parts[0].categories)
@@ -103,7 +103,7 @@ class PackedImages:
 
     @property
     def num_bytes(self) -> int:
-        """Length of all parts, one behind the other."""
+        """Length of all parts together."""
         return int(self._part_begins[-1])
 
     def sha256(self) -> str:
@@ -117,7 +117,7 @@ class PackedImages:
     ) -> np.ndarray:
         """Windows with the given corners of the given images, n x height x width x 3 uint8.
 
-        Raises IndexError where a window does not lie inside its image.
+        Raises IndexError if a window does not lie inside its image.
         """
         rows = self.row_places(indices, tops, lefts, height, width)
         out = np.empty((len(indices), height, 3 * width), dtype=np.uint8)
@@ -156,7 +156,7 @@ def open_pack(path: Path, origin: str, datadir: Path, side: int) -> PackedImages
     except StalePackError as reason:
         say(f"{path}: {reason}; packing the images again")
     except MISFITS:
-        say(f"{path}: its index makes no sense; packing the images again")
+        say(f"{path}: its index is not valid; packing the images again")
     return None
 
 
@@ -256,7 +256,7 @@ def _makes_sense(index: np.ndarray, categories: np.ndarray, side: int, index_off
 
 
 def new_index(annotations: Annotations) -> np.ndarray:
-    """One INDEX record an image, its place in the file and its size still 0."""
+    """One INDEX record per image, with its place in the file and its size still 0."""
     index = np.zeros(len(annotations.image_ids), dtype=INDEX)
     index["image_id"], index["label"] = annotations.image_ids, annotations.labels
     return index
@@ -272,7 +272,7 @@ def set_sizes(index: np.ndarray, sizes: Iterable[tuple[int, int]]) -> None:
 
 
 def finish(stream: IO[bytes], index: np.ndarray, facts: dict[str, object]) -> None:
-    """Write index and facts after the pixels, where `stream` stands, and the header before them."""
+    """Write index and facts after the pixels, at the stream's position, and the header first."""
     tail = struct.pack("<Q", len(index)) + index.tobytes() + json.dumps(facts).encode()
     index_offset = stream.tell()
     stream.write(tail)
