@@ -21,7 +21,7 @@ MOST_POINTS = 1000  # that a task can bring
 
 
 class TrainCrop(Enum):
-    """What a training image is cut to; tests always see the centre, or the whole image."""
+    """How a training image is cropped; test images are cropped at their centre, or not at all."""
 
     RANDOM = "random crop (--crop), test on the centre crop (--resize)"
     CENTRE = "centre crop (--resize) in training and test"
@@ -38,7 +38,7 @@ class DecathlonTask:
     num_train: int
     num_val: int
     num_test: int
-    max_error: float  # E_max in percent: twice the error of full fine-tuning; scores 0 points
+    max_error: float  # E_max in percent: twice the error of full fine-tuning; worth 0 points
     weight_decay: float  # of the network; the policy network has its own
     train_crop: TrainCrop = TrainCrop.RANDOM
     train_flip: bool = False  # horizontal; residual adapters flip their source, SpotTune never

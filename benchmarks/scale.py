@@ -21,13 +21,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from image_cache.cutting import cutter_for
+
 from benchmarks.memory import peak_mib
 from decathlon import SOURCE
 from engine.step import EpochSums, Trainer, train_epoch
-from image_cache.batches import View, training_order
-from image_cache.cutting import cutter_for
+from image_cache.batches import TaskData
+from image_cache.orders import View, training_order
 from image_cache.packed import HEADER, DataFolders, finish, new_index, pack_file, sha256_of
-from image_cache.task_data import TaskData
 from imdbfolder_coco import annotation_file, load_images, read_annotations
 from methods.optimizers import Rates
 from methods.registry import build_method

@@ -25,14 +25,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from image_cache.cutting import cutter_for
+
 from benchmarks.made_up import write_images
 from benchmarks.memory import peak_mib
 from benchmarks.plain_form import decode_batch, plain_optimizers, plain_predict, plain_train_step
 from decathlon import TARGETS, DecathlonTask
 from engine.step import Trainer
 from gumbel_softmax import gumbel_noise
-from image_cache.batches import View, normalise, training_order
-from image_cache.cutting import cutter_for
+from image_cache.orders import View, normalise, training_order
 from image_cache.packed import Annotations, DataFolders, open_packed
 from imdbfolder_coco import view_of
 from launch.workload import OFFICIAL_WHOLE

@@ -19,8 +19,8 @@ from decathlon import MOST_POINTS, SOURCE, TASKS, DecathlonTask
 from engine.arguments import add_compute_arguments, add_data_arguments, data_folders
 from engine.checkpoints import Checkpoint, checkpoint_file, compact_file
 from engine.evaluation import predict
+from image_cache.batches import TaskData
 from image_cache.packed import DataFolders
-from image_cache.task_data import TaskData
 from imdbfolder_coco import annotation_file, check_categories, load_images, view_of
 from methods.registry import choose_policy
 from runtime.cli import Parser, positive_int
@@ -142,7 +142,7 @@ def predict_task(task: DecathlonTask, question: Question, compute: Compute) -> l
     method.to(compute.device, memory_format=torch.channels_last)
 
     view = view_of(task, images, settings.resize, settings.crop, training=False)
-    data = TaskData(images, view, (settings.mean, settings.std))
+    data = TaskData(images, view, (settings.mean, settings.std), compute.device)
     seed = (question.seed, task.name, question.split)
     policy = choose_policy(method.policies, question.policy)
     predictions = predict(method, data, question.batch_size, policy, seed, compute, task.name)

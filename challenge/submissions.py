@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from imdbfolder_coco import UNLABELLED, parse_annotations
 from runtime.errors import SpotTuneError, brief
 
 MAX_BYTES = 64 * 2**20  # far above the largest official file (imagenet12_test.json: 10 MB)
@@ -58,7 +59,7 @@ def read_labels(source: Path, split: str, tasks: Iterable[str]) -> dict[str, Lab
     """Labels by name of the task, of those `tasks` that have any; SpotTuneError if none has."""
     names = {f"{task}_{split}.json": task for task in tasks}
     found = _read_named(source, names)
-    parsed = {names[name]: _parse_labels(data, source / name) for name, data in found.items()}
+    parsed = {names[name]: _labels(data, source / name) for name, data in found.items()}
     labels = {task: one for task, one in parsed.items() if one}
     if not labels:
         raise SpotTuneError(
@@ -138,26 +139,11 @@ def _integer(row: object, key: str, where: object) -> int:
     return value
 
 
-def _parse_labels(data: bytes, where: object) -> Labels | None:
+def _labels(data: bytes, where: object) -> Labels | None:
     """The labels of one annotation file, or None if it has no annotations."""
-    document = _parse_json(data, where)
-
-    def rows(key: str) -> list:
-        found = document.get(key, []) if isinstance(document, dict) else None
-        if not isinstance(found, list):
-            raise SpotTuneError(f'{where}: expected a JSON object with a list "{key}" (COCO style)')
-        return found
-
-    images = {_integer(row, "id", where) for row in rows("images")}
-    categories = frozenset(_integer(row, "id", where) for row in rows("categories"))
-    by_image: dict[int, int] = {}
-    for row in rows("annotations"):
-        image, category = _integer(row, "image_id", where), _integer(row, "category_id", where)
-        if image in by_image or category not in categories:
-            fault = "a second label" if image in by_image else "none of the file's categories"
-            raise SpotTuneError(f"{where}: image {reprlib.repr(image)} has {fault}")
-        by_image[image] = category
-    if by_image and not images <= by_image.keys():
-        some = reprlib.repr(sorted(images - by_image.keys()))
-        raise SpotTuneError(f"{where}: an accuracy needs all labels, and these have none: {some}")
-    return Labels(categories, by_image) if by_image else None
+    found = parse_annotations(data, where)
+    if (found.labels == UNLABELLED).all():
+        return None
+    right = found.categories[found.labels].tolist()
+    by_image = dict(zip(found.image_ids.tolist(), right, strict=True))
+    return Labels(frozenset(found.categories.tolist()), by_image)

@@ -26,8 +26,8 @@ from engine.records import (
 )
 from engine.settings import Settings
 from engine.step import REMEDY, EpochSums, Trainer, lr_multiplier, num_steps, train_epoch
-from image_cache.batches import View
-from image_cache.task_data import TaskData
+from image_cache.batches import TaskData
+from image_cache.orders import View
 from methods.optimizers import Rates
 from methods.registry import COMPACT_KIND
 from runtime.devices import Compute

@@ -24,7 +24,7 @@ from torch import nn
 from engine.evaluation import Predictions, Tested
 from engine.settings import Settings
 from engine.step import EpochResult
-from image_cache.batches import View
+from image_cache.orders import View
 from methods.cost import macs_per_image
 from runtime.devices import Compute
 from runtime.files import write_whole

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gumbel_softmax import gumbel_noise
-from image_cache.batches import training_order
-from image_cache.task_data import TaskData
+from image_cache.batches import TaskData
 from methods.optimizers import Rates
 from runtime.devices import Compute, is_out_of_memory, reading
 from runtime.distributed import ALONE, Group
@@ -220,19 +219,19 @@ def train_epoch(
     It begins where `sums` ends, and adds to it. `after_step` may raise to leave the epoch.
     """
     method, device = trainer.method.train(), trainer.compute.device
-    order = training_order(data.images, data.view, *seed)
     noise = noise_for(method, len(data.images), *seed).to(device)
     before, start = sums.seconds, time.perf_counter()
     group = trainer.compute.group
-    batches = data.on_device(order, trainer.batch_size, device, label, sums.steps, group)
-    for batch, images, labels in batches:
+    for batch in data.training_batches(trainer.batch_size, seed, label, sums.steps, group):
         try:
-            step = trainer.step(images, labels, noise[batch.positions], batch.whole)
+            step = trainer.step(
+                batch.images_N3HW, batch.labels_N, noise[batch.positions], batch.whole
+            )
         except NotFiniteError as error:
-            shown = data.images.image_ids[order.indices[batch.positions]].tolist()
+            shown = brief(batch.image_ids.tolist())
             raise SpotTuneError(
                 f"{label}, step {sums.steps + 1}: the loss became {error}, so the networks were "
-                f"not updated. Images: {brief(shown)}. {REMEDY}"
+                f"not updated. Images: {shown}. {REMEDY}"
             ) from error
         group.add_up(vars(step).values())
         sums.add(step)

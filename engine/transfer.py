@@ -17,9 +17,9 @@ from engine.fit import Pace, Run, evaluate, fit
 from engine.records import val_fields, write_surroundings
 from engine.settings import TRAIN_SPLITS, Settings
 from engine.source_weights import SourceWeights
-from image_cache.batches import View
+from image_cache.batches import TaskData
+from image_cache.orders import View
 from image_cache.packed import DataFolders
-from image_cache.task_data import TaskData
 from imdbfolder_coco import annotation_file, check_categories, load_images, require_labels, view_of
 from methods.baselines import PlainNetwork
 from methods.registry import METHODS, SOURCE_KIND, Options, build_method, choose_policy
@@ -46,7 +46,8 @@ class Workplace:
         images = load_images(task, splits, self.folders, settings.resize)
         require_labels(images, task.name)
         view = view_of(task, images, settings.resize, settings.crop, training="train" in splits)
-        return TaskData(images, view, (settings.mean, settings.std))
+        mean_std = (settings.mean, settings.std)
+        return TaskData(images, view, mean_std, self.compute.device)
 
     def has(self, task: DecathlonTask, splits: Sequence[str]) -> bool:
         """Whether the task's images and annotations are there at all."""

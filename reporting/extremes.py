@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from decathlon import TASK_BY_NAME
-from image_cache.packed import DataFolders, PackedImages, pack_file
+from image_cache.packed import DataFolders, PackedImages
 from imdbfolder_coco import annotation_file, load_images
 from reporting.runs import Run, Variant, read_json
 from reporting.study import Study
@@ -72,7 +72,7 @@ def find_extremes(
 def has_images(task: str, folders: DataFolders, resize: int) -> bool:
     """Whether the task's val images are there, as files or packed, with their annotations."""
     images = folders.images_of(task).is_dir()
-    packed = pack_file(folders, f"{task}_val", resize).is_file()
+    packed = folders.pack_of(f"{task}_val", resize).is_file()
     return (images or packed) and annotation_file(folders.imdbdir, task, "val").is_file()
 
 

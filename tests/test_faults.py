@@ -30,7 +30,8 @@ def base(trained):
 
 def start(script, arguments, prelude="", before=(), **options):
     """A script of the repository in a process of its own; `prelude` runs in it first."""
-    code = f"import errors, sys, {script}\n{prelude}\nerrors.run_script({script}.main)"
+    imports = f"import sys, {script}\nfrom runtime import errors\n"
+    code = f"{imports}{prelude}\nerrors.run_script({script}.main)"
     command = [*before, sys.executable, "-c", code, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(

@@ -21,7 +21,7 @@ from engine.evaluation import predict
 from engine.fit import Pace
 from engine.records import TIMING_FIELDS
 from engine.transfer import Workplace
-from image_cache.batches import View
+from image_cache.orders import View
 from image_cache.packed import DataFolders
 from methods.cost import macs_per_image
 from methods.registry import METHODS, build_method, choose_policy

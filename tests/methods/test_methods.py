@@ -255,7 +255,7 @@ def test_the_compact_network_has_one_copy_of_each_block_and_no_policy():
     [("feature", 66), ("finetune", "plain"), ("lastk", "some"), ("spottune", "trained")],
 )
 def test_stored_parameters_are_what_a_task_adds_to_the_source(kind, stored, decathlon_root):
-    from image_cache.batches import View
+    from image_cache.orders import View
 
     method = build(kind)
     found = cost(method, View(16, 16))

@@ -17,7 +17,7 @@ from decathlon import SOURCE
 from engine.checkpoints import Checkpoint, content_sha256
 from engine.fit import Pace
 from engine.transfer import Workplace
-from image_cache.batches import training_order
+from image_cache.orders import training_order
 from image_cache.packed import DataFolders
 from methods.registry import build_method
 from models.resnet26 import resnet26
