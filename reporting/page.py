@@ -44,61 +44,36 @@ def report_text(
         keep_trailing_newline=True,
     )
     environment.filters |= {"one_line": _one_line, "anchor": _anchor}
+    is_scored = any(run.test for run in study.runs)
     text = environment.get_template("report.j2").render(
         form=f"{form}.j2",
-        figures=FIGURES,
-        data={name: base64.b64encode(content).decode() for name, content in (svg or {}).items()},
+        study=study,
+        tables=tables,
+        departures=departures_on_test(study) if is_scored else departures(study),
+        is_scored=is_scored,
+        differing=differing(study),
+        seen=seen_in_training(study),
+        source=SOURCE.name,
+        about_published=ABOUT_PUBLISHED,
         of_accuracy=of_accuracy,
         of_decisions=of_decisions,
         remarks=remarks,
-        **_numbers(study),
+        figures=FIGURES,
+        data={name: base64.b64encode(content).decode() for name, content in (svg or {}).items()},
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def _numbers(study: Study) -> dict[str, object]:
-    """All that the text shows of a study, besides figures."""
-    is_scored = any(run.test for run in study.runs)
-    found = departures_on_test(study) if is_scored else departures(study)
-    val, test = tables.val_scores(study), tables.test_scores(study)
-    source_accuracies = [run.tested[""].accuracy for run in study.evaluated_sources]
-    differing = [
+def differing(study: Study) -> list[str]:
+    """Which settings, besides a method's own, are not the same for all methods on a task."""
+    return [
         name
         for name in ("lr", "lr_agent", "precision")
-        for task in study.tasks
-        if len({run.setting(name) for run in study.runs if run.task == task}) > 1
+        if any(
+            len({run.setting(name) for run in study.runs if run.task == task}) > 1
+            for task in study.tasks
+        )
     ]
-    return {
-        "study": study,
-        "settings": study.settings,
-        "source": SOURCE.name,
-        "counted": tables.counted,
-        "missing": tables.NONE,
-        "seeds": sorted({run.settings.seed for run in study.runs}),
-        "weights": min({run.settings.source_sha256 for run in study.runs} - {""}, default=""),
-        "is_scored": is_scored,
-        "departures": found,
-        "is_published_like": is_scored and not found,
-        "seen": seen_in_training(study),
-        "val": tables.accuracy_table("Accuracy on val, %", val),
-        "val_means": tables.mean_columns(val),
-        "test": tables.test_table(study),
-        "test_means": tables.mean_columns(test) if test else {},
-        "published": tables.published_table(),
-        "about_published": ABOUT_PUBLISHED,
-        "source_accuracies": source_accuracies,
-        "decides": bool(tables.deciding_variants(study)),
-        "blocks": tables.blocks_table(study),
-        "policies": tables.policies_table(study),
-        "cost": tables.cost_table(study),
-        "costs_by_task": tables.cost_tables_by_task(study),
-        "machines": sorted({run.machine for run in study.runs}),
-        "methods": tables.methods_table(study),
-        "tasks": tables.tasks_table(study),
-        "differing": list(dict.fromkeys(differing)),
-        "commits": sorted({run.commit for run in study.runs}),
-        "has_l2sp": any(run.method == "l2sp" for run in study.runs),
-    }
 
 
 def _shown_in_html(value: object) -> object:

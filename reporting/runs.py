@@ -54,16 +54,6 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Tested:
-    """On val after the last epoch; the lists, over B blocks, are empty if images do not decide."""
-
-    accuracy: float  # percent
-    shares: Sequence[float]  # B: share of images that fine-tune each block
-    images_by_blocks: Sequence[int]  # B + 1: number of images that fine-tune 0, 1, ... blocks
-    distinct_policies: int
-
-
-@dataclass(frozen=True)
 class Run:
     """What one run left in its folder; an unfinished one has the defaults."""
 
@@ -75,10 +65,14 @@ class Run:
     settings: Settings
     # By epoch: epoch, train_loss, val_accuracy in percent, seconds of training; None if missing.
     history: Sequence[Mapping[str, float | None]]
-    tested: Mapping[str, Tested] = field(default_factory=dict)  # by policy as in Variant
-    # Millions of parameters, and of them those that the task adds to the source network ("stored");
-    # 10^9 multiply-accumulates of predicting one image, by "network" and "policy network".
+    # What does not depend on the policy: training time in seconds; millions of parameters, and of
+    # them those "stored" for the task besides the source network; 10^9 multiply-accumulates of
+    # predicting one image, by "network" and "policy network".
     cost: Mapping[str, float] = field(default_factory=dict)
+    # After the last epoch, by policy as in Variant: accuracy in percent; where images decide, over
+    # B blocks: "shares" of images that fine-tune each block, B; "images" that fine-tune 0, 1, ...
+    # blocks, B + 1; "blocks", the mean number of them; number of "distinct" policies.
+    tested: Mapping[str, Mapping] = field(default_factory=dict)
     machine: str = ""
     commit: str = ""
     test: Mapping | None = None  # accuracy in percent and number of images, from score.py
@@ -97,17 +91,15 @@ class Run:
         return len(self.history) >= self.settings.epochs
 
     @property
-    def training_seconds(self) -> float:
-        return sum(epoch["seconds"] or 0.0 for epoch in self.history)
-
-    @property
     def data_sha256(self) -> str | None:
         return self.settings.data_sha256 or None  # older runs did not record it
 
     @property
     def num_blocks(self) -> int | None:
         """None where no image decides."""
-        return next((len(tested.shares) for tested in self.tested.values()), 0) or None
+        return next(
+            (len(found["shares"]) for found in self.tested.values() if "shares" in found), None
+        )
 
     def setting(self, name: str) -> object:
         """A setting, or what else was recorded under that name; None where it was not."""
@@ -141,7 +133,7 @@ def read_run(folder: Path, name: str) -> Run:
     return replace(
         run,
         tested=parse(lines[-1], f"{path}, last line", tested) if lines else {},
-        cost=read_json(folder / "cost.json", _cost),
+        cost=read_json(folder / "cost.json", partial(_cost, history)),
         machine=machine,
         commit=commit,
         test=read_json(scores, _test_scores).get(task) if scores.exists() else None,
@@ -194,25 +186,30 @@ def _epoch(record: Mapping) -> dict[str, float | None]:
     return {"epoch": number(record["epoch"]), **{n: _optional(record.get(n)) for n in names}}
 
 
-def _tested_by_policy(method: str, chosen: str, record: Mapping) -> dict[str, Tested]:
+def _tested_by_policy(method: str, chosen: str, record: Mapping) -> dict[str, dict]:
     found = record.get("val_policies", {chosen: record})
     if own_policies(method) and not found.keys() <= set(own_policies(method)):
         raise ValueError(f"policies that {method} does not have")
     return {policy_key(method, policy): _tested(fields) for policy, fields in found.items()}
 
 
-def _tested(record: Mapping) -> Tested:
+def _tested(record: Mapping) -> dict:
+    accuracy = {"accuracy": number(record["val_accuracy"])}
     shares = [number(share) for share in record["val_fine_tuned_share"]]
     images = [number(count) for count in record["val_blocks_per_image"]]
-    if shares and (len(images) != len(shares) + 1 or sum(images) <= 0):
-        raise ValueError(f"{len(shares)} shares of blocks with {len(images)} counts of images")
     distinct = number(record["val_distinct_policies"])
-    return Tested(number(record["val_accuracy"]), shares, images, distinct)
+    if not shares:
+        return accuracy
+    if len(images) != len(shares) + 1 or sum(images) <= 0:
+        raise ValueError(f"{len(shares)} shares of blocks with {len(images)} counts of images")
+    found = {"shares": shares, "images": images, "blocks": sum(shares), "distinct": distinct}
+    return accuracy | found
 
 
-def _cost(found: Mapping) -> dict[str, float]:
+def _cost(history: Sequence[Mapping], found: Mapping) -> dict[str, float]:
     macs = found["macs_per_image"]
     return {
+        "seconds": sum(epoch["seconds"] or 0.0 for epoch in history),
         "parameters": number(found["parameters"]) / 1e6,
         "stored": number(found["stored_parameters"]) / 1e6,
         "network": number(macs["network"]) / 1e9,

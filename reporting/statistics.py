@@ -31,20 +31,6 @@ class Spread:
         return cls(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
-def by_task_and_seed(
-    study: Study, variant: Variant, number: Callable[[Run], float | None]
-) -> Scores:
-    """A number of each of the variant's runs that has it."""
-    return {
-        task: {
-            run.settings.seed: number(run)
-            for run in study.of(variant, task)
-            if number(run) is not None
-        }
-        for task in study.tasks
-    }
-
-
 def over_seeds(scores: Scores, task: str) -> Spread | None:
     return Spread.of(scores.get(task, {}).values())
 
@@ -69,27 +55,40 @@ def sum_over_tasks(scores: Scores, tasks: Sequence[str]) -> Spread | None:
     return over_tasks(scores, tasks, lambda numbers: sum(numbers.values()))
 
 
-# Accuracy, in percent.
+# Numbers by task and seed.
+
+
+def numbers(study: Study, variant: Variant, name: str) -> Scores:
+    """One of Run.cost or Run.tested, of the variant's runs that have it."""
+    return _by_task_and_seed(
+        study, variant, lambda run: (run.cost | run.tested.get(variant.policy, {})).get(name)
+    )
 
 
 def val_scores(study: Study, variant: Variant) -> Scores:
-    """Accuracy on val after the last epoch, the shared source network's included."""
-
-    def accuracy(run: Run) -> float | None:
-        return run.tested[variant.policy].accuracy if variant.policy in run.tested else None
-
-    sources = [run.tested[""].accuracy for run in study.evaluated_sources]
-    return _with_source(by_task_and_seed(study, variant, accuracy), sources)
+    """Accuracy on val after the last epoch in percent, the shared source network's included."""
+    return _with_source(numbers(study, variant, "accuracy"), study.source_accuracies)
 
 
 def test_scores(study: Study, variant: Variant) -> Scores:
-    """Accuracy on test, where score.py's figures lie with the runs."""
+    """Accuracy on test in percent, where score.py's figures lie with the runs."""
 
     def accuracy(run: Run) -> float | None:
         return run.test["accuracy"] if run.test and run.scored_variant == variant else None
 
     sources = [run.test["accuracy"] for run in study.sources if run.test]
-    return _with_source(by_task_and_seed(study, variant, accuracy), sources)
+    return _with_source(_by_task_and_seed(study, variant, accuracy), sources)
+
+
+def _by_task_and_seed(study: Study, variant: Variant, number: Callable[[Run], object]) -> Scores:
+    return {
+        task: {
+            run.settings.seed: number(run)
+            for run in study.of(variant, task)
+            if number(run) is not None
+        }
+        for task in study.tasks
+    }
 
 
 def _with_source(scores: Scores, sources: Sequence[float]) -> Scores:
@@ -106,50 +105,29 @@ def shared_tasks(all_scores: Iterable[Scores]) -> list[str]:
     return [task for task in COLUMNS if all(scores.get(task) for scores in all_scores)]
 
 
-# Cost and decisions.
-
-
-def of_cost(study: Study, variant: Variant, part: str) -> Scores:
-    return by_task_and_seed(study, variant, lambda run: run.cost[part])
-
-
 def total_stored(study: Study, variant: Variant, tasks: Sequence[str]) -> Spread | None:
     """Millions of parameters for all `tasks` together, the source network once."""
     source = study.source.cost["parameters"] if study.source else 0.0
-    stored = of_cost(study, variant, "stored")
-    return over_tasks(stored, tasks, lambda numbers: source + sum(numbers.values()))
-
-
-def decisions(study: Study, variant: Variant, field: str) -> dict[str, list]:
-    """A field of Tested about decisions, by task and then by seed in order.
-
-    Without the tasks that have none.
-    """
-    found = {
-        task: [
-            getattr(run.tested[variant.policy], field)
-            for run in study.of(variant, task)
-            if variant.policy in run.tested and run.tested[variant.policy].shares
-        ]
-        for task in study.tasks
-    }
-    return {task: numbers for task, numbers in found.items() if numbers}
+    stored = numbers(study, variant, "stored")
+    return over_tasks(stored, tasks, lambda millions: source + sum(millions.values()))
 
 
 def mean_share(study: Study, variant: Variant) -> dict[str, list[float]]:
     """By task: per block the share of val images that fine-tune it, mean over seeds."""
-    return {task: _mean_list(seeds) for task, seeds in decisions(study, variant, "shares").items()}
+    found = numbers(study, variant, "shares")
+    return {task: _mean_list(seeds.values()) for task, seeds in found.items() if seeds}
 
 
 def mean_blocks_per_image(study: Study, variant: Variant) -> dict[str, list[float]]:
     """By task: the share of val images that fine-tune 0, 1, ... blocks, mean over seeds."""
-    found = decisions(study, variant, "images_by_blocks")
+    found = numbers(study, variant, "images")
     return {
-        task: _mean_list([[count / sum(counts) for count in counts] for counts in seeds])
+        task: _mean_list([[count / sum(counts) for count in counts] for counts in seeds.values()])
         for task, seeds in found.items()
+        if seeds
     }
 
 
-def _mean_list(lists: Sequence[Sequence[float]]) -> list[float]:
+def _mean_list(lists: Iterable[Sequence[float]]) -> list[float]:
     """Position by position."""
     return [fmean(values) for values in zip(*lists, strict=True)]

@@ -77,6 +77,11 @@ class Study:
         first = self.runs[0]
         return [r for r in self.sources if r.tested and not _differing(r, first, OF_ALL)]
 
+    @property
+    def source_accuracies(self) -> list[float]:
+        """What those evaluations found, in percent: equal but for rounding."""
+        return [run.tested[""]["accuracy"] for run in self.evaluated_sources]
+
 
 def read_study(folders: Sequence[Path]) -> Study:
     """All runs below `folders`. Raises SpotTuneError where there are none, or not comparable ones.

@@ -8,7 +8,7 @@ from methods.registry import METHODS
 from reporting import statistics
 from reporting.comparability import departures_on_test
 from reporting.runs import Run, Variant
-from reporting.statistics import Scores, Spread, decisions, mean_over_tasks, of_cost, over_seeds
+from reporting.statistics import Scores, Spread, mean_over_tasks, numbers, over_seeds
 from reporting.study import Study
 
 NONE = "–"
@@ -136,17 +136,15 @@ def published_table() -> Table:
 
 def deciding_variants(study: Study) -> list[Variant]:
     """Those whose decisions are learnt or drawn; not those that are told one for all blocks."""
-    return [
-        v for v in study.variants if v.policy in ("", "sample") and decisions(study, v, "shares")
-    ]
+    chosen = [variant for variant in study.variants if variant.policy in ("", "sample")]
+    return [variant for variant in chosen if any(numbers(study, variant, "blocks").values())]
 
 
 def blocks_table(study: Study) -> Table:
     """How many of the blocks an image fine-tunes, averaged over the val images."""
 
     def show(variant: Variant, task: str) -> str:
-        shares = decisions(study, variant, "shares").get(task, [])
-        return cell(Spread.of(map(sum, shares)), 1)
+        return cell(over_seeds(numbers(study, variant, "blocks"), task), 1)
 
     caption = f"Fine-tuned blocks per val image, of {study.num_blocks}"
     return by_task(study, caption, deciding_variants(study), show)
@@ -156,9 +154,9 @@ def policies_table(study: Study) -> Table:
     """How many different rows of decisions the val images of a task have."""
 
     def show(variant: Variant, task: str) -> str:
-        numbers = decisions(study, variant, "distinct_policies").get(task)
-        images = decisions(study, variant, "images_by_blocks").get(task)
-        return f"{cell(Spread.of(numbers), 0)} of {sum(images[0])}" if numbers else NONE
+        distinct = over_seeds(numbers(study, variant, "distinct"), task)
+        images = numbers(study, variant, "images")[task]
+        return f"{cell(distinct, 0)} of {sum(min(images.items())[1])}" if distinct else NONE
 
     return by_task(study, "Distinct policies, of val images", deciding_variants(study), show)
 
@@ -169,19 +167,19 @@ def policies_table(study: Study) -> Table:
 def cost_table(study: Study) -> Table:
     """A row a method: parameters stored for all tasks, compute per image, training time."""
     unit, seconds = time_unit(study)
+    source = study.source and study.source.cost["parameters"]
     rows = []
     for variant in study.methods:
         stored = statistics.total_stored(study, variant, study.tasks)
-        time = statistics.by_task_and_seed(study, variant, lambda run: run.training_seconds)
-        compute = [of_cost(study, variant, part) for part in ("network", "policy network")]
-        source = study.source and study.source.cost["parameters"]
+        compute = [numbers(study, variant, part) for part in ("network", "policy network")]
+        time = statistics.sum_over_tasks(numbers(study, variant, "seconds"), study.tasks)
         rows.append(
             [
                 variant.title,
                 mean_cell(stored, 2),
                 mean_cell(stored, 2, unit=source) if source else NONE,
                 *(mean_cell(mean_over_tasks(part, study.tasks), 3) for part in compute),
-                mean_cell(statistics.sum_over_tasks(time, study.tasks), 1, unit=seconds),
+                mean_cell(time, 1, unit=seconds),
             ]
         )
     header = ["method", "stored, M", "stored, × source", "GMAC, network", "GMAC, policy network"]
@@ -193,16 +191,15 @@ def cost_tables_by_task(study: Study) -> list[Table]:
     unit, seconds = time_unit(study)
 
     def stored(variant: Variant, task: str) -> str:
-        return mean_cell(over_seeds(of_cost(study, variant, "stored"), task), 2)
+        return mean_cell(over_seeds(numbers(study, variant, "stored"), task), 2)
 
     def compute(variant: Variant, task: str) -> str:
-        policy = over_seeds(of_cost(study, variant, "policy network"), task)
-        network = mean_cell(over_seeds(of_cost(study, variant, "network"), task), 3)
+        policy = over_seeds(numbers(study, variant, "policy network"), task)
+        network = mean_cell(over_seeds(numbers(study, variant, "network"), task), 3)
         return f"{network} + {mean_cell(policy, 3)}" if policy and policy.mean else network
 
     def time(variant: Variant, task: str) -> str:
-        times = statistics.by_task_and_seed(study, variant, lambda run: run.training_seconds)
-        return mean_cell(over_seeds(times, task), 1, unit=seconds)
+        return mean_cell(over_seeds(numbers(study, variant, "seconds"), task), 1, unit=seconds)
 
     shown = {
         "Parameters that a task adds to the source network, M": stored,
@@ -214,7 +211,7 @@ def cost_tables_by_task(study: Study) -> list[Table]:
 
 def time_unit(study: Study) -> tuple[str, int]:
     """The same for all times of a report: name, and seconds in it."""
-    longest = max(run.training_seconds for run in study.runs)
+    longest = max(run.cost["seconds"] for run in study.runs)
     if longest < 120:
         return "seconds", 1
     return ("minutes", 60) if longest < 120 * 60 else ("hours", 3600)
