@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_task(folder, args.images, args.resize)
-        write_source(folder / "source.pt", args.width)
+        write_source(folder / "source.safetensors", args.width)
         start = time.perf_counter()
         command = [sys.executable, __file__, f"--run={folder}", *sizes]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -82,7 +82,14 @@ def timed_training(folder: Path, sizes: Sequence[str]) -> dict[str, float]:
     Trainer.step = timed_step
     training_script.main(
         ["--datadir", str(folder), "--ckpdir", str(folder / "checkpoints"), "--device", "cpu"]
-        + ["--pretrained", str(folder / "source.pt"), "--tasks", TASK.name, "--nb_epochs", "1"]
+        + [
+            "--pretrained",
+            str(folder / "source.safetensors"),
+            "--tasks",
+            TASK.name,
+            "--nb_epochs",
+            "1",
+        ]
         + ["--train_split", "train", *sizes]
     )
     return {"seconds": seconds}
@@ -121,7 +128,7 @@ def write_source(path: Path, width: int) -> None:
         precision="fp32", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), source_sha256="",
     )  # fmt: skip
     weights = method.state_dict()
-    Checkpoint(SOURCE.name, "source", categories, settings, weights, [], []).save(path)
+    Checkpoint(SOURCE.name, "source", categories, settings, weights, {}, []).save(path)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def parse_args(split: str, description: str, argv: Sequence[str] | None) -> argp
     parser.add_argument(
         "--compact",
         action="store_true",
-        help="predict with compact.pt, what Global-k leaves of each target's network",
+        help="predict with compact.safetensors, what Global-k leaves of each target's network",
     )
     parser.add_argument(
         "--zip", action="store_true", help="also pack it beside itself, as the server takes it"

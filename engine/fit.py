@@ -12,7 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoints import Checkpoint, Latest, checkpoint_file, compact_file
+from engine.checkpoints import (
+    REMOVE,
+    Checkpoint,
+    Latest,
+    checkpoint_file,
+    compact_file,
+    momenta_of,
+)
 from engine.evaluation import Tested, predict, summarise
 from engine.records import (
     DECISIONS,
@@ -100,9 +107,9 @@ class Run:
         if len(history) < self.settings.epochs:
             for path in (compact_file(self.ckpdir, self.task), self.folder / DECISIONS):
                 path.unlink(missing_ok=True)
-        states = [optimizer.state_dict() for optimizer in optimizers]
+        momenta = momenta_of(method, optimizers)
         sums = unfinished and unfinished.state_dict()
-        self.checkpoint(self.kind, method, states, history, sums).save(self.path)
+        self.checkpoint(self.kind, method, momenta, history, sums).save(self.path)
         write_records(self.folder, history)
 
     def save_compact(self, method: nn.Module, history: list[dict], view: View) -> None:
@@ -114,7 +121,7 @@ class Run:
         if kept is method:
             return
         path = compact_file(self.ckpdir, self.task)
-        self.checkpoint(COMPACT_KIND, kept, [], history).save(path)
+        self.checkpoint(COMPACT_KIND, kept, {}, history).save(path)
         write_cost(self.folder, method, view)
         whole, _ = parameter_counts(method)
         left, stored = parameter_counts(kept)
@@ -127,7 +134,7 @@ class Run:
         self,
         kind: str,
         method: nn.Module,
-        optimizers: list[dict],
+        momenta: dict[str, Tensor],
         history: list[dict],
         unfinished: dict | None = None,
     ) -> Checkpoint:
@@ -137,7 +144,7 @@ class Run:
             categories=self.categories,
             settings=self.settings,
             weights=method.state_dict(),
-            optimizers=optimizers,
+            momenta=momenta,
             history=history,
             unfinished=unfinished,
         )
@@ -304,39 +311,18 @@ def restore(
     """Load the checkpoint that was found into method, optimisers and sums; its history."""
     checkpoint = found.checkpoint
     checkpoint.load_into(method, run.path)
+    checkpoint.load_momenta(method, optimizers, run.path)
     try:
-        for optimizer, saved in zip(optimizers, checkpoint.optimizers, strict=True):
-            # Of the file only the momenta: rates and decays are those of this run's settings.
-            own = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
-            _check_momenta(optimizer)
         if checkpoint.unfinished is not None:
             sums.load_state_dict(checkpoint.unfinished, steps)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SpotTuneError(
-            f"{run.path}: its optimisers' state does not fit ({brief(error)}). Remove it to "
-            f"train the task again"
-        ) from error
+    except ValueError as error:
+        raise SpotTuneError(f"{run.path}: {brief(error)}. {REMOVE}") from error
     done, asked = len(checkpoint.history), run.settings.epochs
     inside = f", and {sums.steps} of {steps} steps of the next" if sums.steps else ""
     say(f"{run.task}: {done} of {asked} epochs were finished before{inside}")
     if done >= asked and checkpoint.settings.policy != run.settings.policy:
         say(f"{run.task}: its figures stay those of --policy {checkpoint.settings.policy}")
     return checkpoint.history
-
-
-def _check_momenta(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError unless every parameter has the momentum that a finished epoch left."""
-    if len(optimizer.state) > sum(len(group["params"]) for group in optimizer.param_groups):
-        raise ValueError("there are more momenta than parameters")
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            momentum = optimizer.state[parameter].get("momentum_buffer")
-            if momentum is None or (momentum.shape, momentum.dtype) != (
-                parameter.shape,
-                parameter.dtype,
-            ):
-                raise ValueError("a momentum is missing or has another shape")
 
 
 def evaluate(

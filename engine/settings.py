@@ -3,13 +3,15 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import get_args
 
 from gumbel_softmax import POLICIES
 from methods.registry import Options
+from models.resnet26 import BLOCKS_PER_STAGE
 
 LARGEST = 1024  # channels of a stem, or pixels of a side
 TRAIN_SPLITS = {"trainval": ("train", "val"), "train": ("train",)}
-TUPLES = ("milestones", "mean", "std")
+TUPLES = ("milestones", "mean", "std")  # lists in JSON
 
 
 @dataclass(frozen=True)
@@ -45,39 +47,40 @@ class Settings:
         return Options(**{field.name: getattr(self, field.name) for field in fields(Options)})
 
     def as_plain(self) -> dict:
-        """Only types that JSON and a checkpoint may hold."""
+        """Only types that JSON knows."""
         return {**asdict(self), **{name: list(getattr(self, name)) for name in TUPLES}}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, object]) -> "Settings":
-        """Raises TypeError unless `plain` has the fields and no others, each of its type.
+        """The settings that `as_plain` gave, read back from a file that anyone may have changed.
 
-        Those with a default may be missing: older runs did not record them.
+        Raises TypeError unless `plain` has the fields and no others, each of its type and in its
+        range. Those with a default may be missing: older runs did not record them.
         """
         if not isinstance(plain, Mapping):
             raise TypeError("the settings are not named values")
         tuples = {name: tuple(plain[name]) for name in TUPLES if name in plain}
         settings = cls(**{**plain, **tuples})
         for field in fields(cls):
-            expected = tuple if field.name in TUPLES else field.type
-            if type(getattr(settings, field.name)) is not expected:
+            value = getattr(settings, field.name)
+            values, expected = (value,), field.type
+            if field.name in TUPLES:
+                values, expected = value, get_args(field.type)[0]
+            if not all(type(each) is expected for each in values):
                 raise TypeError(f"{field.name} is not of type {expected.__name__}")
-        settings.check_ranges()
+        allowed = {
+            "width": 0 < settings.width <= LARGEST,
+            "resize or crop": 0 < settings.crop <= settings.resize <= LARGEST,
+            "k": 0 <= settings.k <= sum(BLOCKS_PER_STAGE),
+            "policy": settings.policy in POLICIES,
+            "train_split": settings.train_split in TRAIN_SPLITS,
+            "mean": len(settings.mean) == 3 and all(map(math.isfinite, settings.mean)),
+            "std": len(settings.std) == 3 and all(0 < each < math.inf for each in settings.std),
+        }
+        for name, is_allowed in allowed.items():
+            if not is_allowed:
+                raise TypeError(f"{name} has a value that main.py does not allow")
         return settings
-
-    def check_ranges(self) -> None:
-        """Raise TypeError where a value cannot come from the command line."""
-        if not (0 < self.width <= LARGEST and 0 < self.crop <= self.resize <= LARGEST):
-            raise TypeError(f"width, crop and resize are not between 1 and {LARGEST}, in order")
-        if self.policy not in POLICIES or self.train_split not in TRAIN_SPLITS:
-            raise TypeError("policy or train_split is none of the known ones")
-        if not all(type(epoch) is int for epoch in self.milestones):
-            raise TypeError("milestones are not whole numbers")
-        colours = self.mean + self.std
-        if len(self.mean) != 3 or len(self.std) != 3:
-            raise TypeError("mean and std are not three numbers each")
-        if not all(type(c) is float and math.isfinite(c) for c in colours) or min(self.std) <= 0:
-            raise TypeError("mean and std are not finite numbers, std above 0")
 
     def difference(self, other: "Settings", done: int) -> tuple[str, object, object] | None:
         """Name and both values of the first setting that keeps `other` from going on as `self`.

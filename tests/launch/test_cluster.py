@@ -43,7 +43,7 @@ def test_jobs_give_the_bits_of_a_sequential_run_from_any_folder(
     ours = tmp_path / "checkpoints"
     for task in names:
         weights, expected = (
-            Checkpoint.load(ckpdir / task / "checkpoint.pt").weights
+            Checkpoint.load(ckpdir / task / "checkpoint.safetensors").weights
             for ckpdir in (ours, trained.ckpdir)
         )
         assert weights.keys() == expected.keys()
@@ -190,10 +190,10 @@ def test_collecting_prints_the_table_and_what_is_missing(trained, capsys):
 
 
 def test_collecting_names_tasks_that_are_not_finished(trained, tmp_path, capsys):
-    half = Checkpoint.load(trained.ckpdir / "svhn/checkpoint.pt")
+    half = Checkpoint.load(trained.ckpdir / "svhn/checkpoint.safetensors")
     (tmp_path / "svhn").mkdir()
     half.history.pop()
-    half.save(tmp_path / "svhn/checkpoint.pt")
+    half.save(tmp_path / "svhn/checkpoint.safetensors")
     cluster.main(["--collect", "--ckpdir", str(tmp_path), "--tasks", "svhn", "dtd"])
     last = capsys.readouterr().out.splitlines()[-2:]
     assert last == ["svhn: 1 of 2 epochs are finished", "dtd: no epoch is finished"]
@@ -225,15 +225,21 @@ def test_a_job_is_given_up_only_if_slurm_says_that_it_does_not_run(
 def test_a_damaged_checkpoint_is_named_beside_the_other_tasks_lines(trained, tmp_path, capsys):
     for task in ("svhn", "dtd", "ucf101"):
         shutil.copytree(trained.ckpdir / task, tmp_path / task)
-    for damaged in ("svhn/checkpoint.pt", "dtd/checkpoint.pt", "dtd/checkpoint.previous.pt"):
+    for damaged in (
+        "svhn/checkpoint.safetensors",
+        "dtd/checkpoint.safetensors",
+        "dtd/checkpoint.previous.safetensors",
+    ):
         (tmp_path / damaged).write_bytes(b"x")
     tasks = ["svhn", "dtd", "ucf101"]
     cluster.main(["--collect", "--ckpdir", str(tmp_path), "--tasks", *tasks])
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in said[2:4]] == [["svhn", "1"], ["ucf101", "2"]]
-    assert said[-3].startswith(f"svhn: {tmp_path / 'svhn/checkpoint.pt'}: not a readable")
+    assert said[-3].startswith(f"svhn: {tmp_path / 'svhn/checkpoint.safetensors'}: not a readable")
     assert said[-2] == "svhn: 1 of 2 epochs are finished"
-    assert said[-1].startswith(f"dtd: {tmp_path / 'dtd/checkpoint.previous.pt'}: not a readable")
+    assert said[-1].startswith(
+        f"dtd: {tmp_path / 'dtd/checkpoint.previous.safetensors'}: not a readable"
+    )
     with pytest.raises(SpotTuneError, match="3 of 3 tasks failed: svhn .never started., dtd"):
         cluster.conclude([TASK_BY_NAME[name] for name in tasks], {}, tmp_path)
 

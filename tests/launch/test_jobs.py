@@ -32,16 +32,18 @@ def records(ckpdir, task):
 
 
 def assert_same_bits(task, ours, theirs):
-    """Weights, optimisers' state and records."""
+    """Weights, momenta and records."""
     assert records(ours, task) == records(theirs, task)
-    checkpoints = [Checkpoint.load(folder / task / "checkpoint.pt") for folder in (ours, theirs)]
-    states = [(dict(c.weights), [o["state"] for o in c.optimizers]) for c in checkpoints]
+    checkpoints = [
+        Checkpoint.load(folder / task / "checkpoint.safetensors") for folder in (ours, theirs)
+    ]
+    states = [(c.weights, c.momenta) for c in checkpoints]
     torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
 def from_source(trained, ckpdir, *more):
     """Arguments of a run of the targets alone, from the source that was trained before."""
-    source = trained.ckpdir / SOURCE.name / "checkpoint.pt"
+    source = trained.ckpdir / SOURCE.name / "checkpoint.safetensors"
     return [*trained.arguments, "--ckpdir", str(ckpdir), "--pretrained", str(source), *more]
 
 
@@ -123,7 +125,7 @@ def test_no_process_outlives_a_run_that_is_killed_and_its_folder_is_held_until_t
     run.kill()
     run.communicate()
     wait_until(lambda: not is_held(tmp_path / "svhn"))
-    Checkpoint.load(tmp_path / "svhn/checkpoint.pt")
+    Checkpoint.load(tmp_path / "svhn/checkpoint.safetensors")
     assert not list((tmp_path / "svhn").glob(".*.tmp"))
 
 
@@ -158,12 +160,12 @@ def test_the_number_of_threads_is_that_of_pytorch():
 
 def test_a_mistake_in_one_task_is_told_with_its_log_and_the_others_finish(trained, tmp_path, capfd):
     (tmp_path / "dtd").mkdir()
-    (tmp_path / "dtd/checkpoint.pt").write_bytes(b"no checkpoint")
+    (tmp_path / "dtd/checkpoint.safetensors").write_bytes(b"no checkpoint")
     more = ["--jobs", "2", "--threads", "1", "--nb_epochs", "1", "--tasks", "svhn", "dtd"]
     with pytest.raises(SpotTuneError, match="1 of 2 tasks failed, see .*/dtd/log.txt. The others"):
         main.main(from_source(trained, tmp_path, *more))
     said = capfd.readouterr().out
-    assert f"dtd | error: {tmp_path}/dtd/checkpoint.pt: not a readable checkpoint" in said
+    assert f"dtd | error: {tmp_path}/dtd/checkpoint.safetensors: not a readable checkpoint" in said
     assert "started again" not in said
     assert "svhn                 1 " in said
     assert len(records(tmp_path, "svhn")) == 1
@@ -226,14 +228,14 @@ def test_without_a_gpu_there_is_one_job_unless_more_are_asked_for(monkeypatch):
     ],
 )
 def test_work_is_images_times_pixels_times_epochs(task, split, work, trained):
-    settings = Checkpoint.load(trained.ckpdir / "dtd/checkpoint.pt").settings
+    settings = Checkpoint.load(trained.ckpdir / "dtd/checkpoint.safetensors").settings
     shared = Settings(**{**vars(settings), "resize": 24, "crop": 16, "train_split": split})
     folders = data_folders(trained.root, None, None)
     assert expected_work(TASK_BY_NAME[task], folders, shared, epochs=5) == work
 
 
 def test_the_targets_with_the_most_work_left_come_first(trained, tmp_path):
-    settings = Checkpoint.load(trained.ckpdir / "dtd/checkpoint.pt").settings
+    settings = Checkpoint.load(trained.ckpdir / "dtd/checkpoint.safetensors").settings
     folders = data_folders(trained.root, None, None)
     tasks = [TASK_BY_NAME[name] for name in ("dtd", SOURCE.name, "svhn", "daimlerpedcls")]
     order = [task.name for task in longest_first(tasks, folders, tmp_path, settings)]

@@ -75,7 +75,7 @@ def test_training_a_task_that_another_process_trains_is_refused_at_once(
     other_process, trained, tmp_path
 ):
     """Before any of the run's tasks is trained, not only when it is that one's turn."""
-    source = trained.ckpdir / "imagenet12/checkpoint.pt"
+    source = trained.ckpdir / "imagenet12/checkpoint.safetensors"
     arguments = ["--ckpdir", str(tmp_path), "--pretrained", str(source), "--tasks", "dtd", "svhn"]
     with pytest.raises(SpotTuneError, match=f"svhn: process {other_process.pid} on"):
         main.main([*trained.arguments, *arguments])
@@ -88,16 +88,16 @@ def test_source_weights_that_another_process_is_adopting_are_waited_for(trained,
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
         threading.Timer(0.5, process.kill).start()
-        source = trained.ckpdir / "imagenet12/checkpoint.pt"
+        source = trained.ckpdir / "imagenet12/checkpoint.safetensors"
         arguments = ["--ckpdir", str(tmp_path), "--pretrained", str(source), "--tasks", "dtd"]
         main.main([*trained.arguments, *arguments])
     assert f"imagenet12: process {process.pid} on " in capsys.readouterr().out
-    assert (tmp_path / "imagenet12/checkpoint.pt").exists()
+    assert (tmp_path / "imagenet12/checkpoint.safetensors").exists()
 
 
 def test_source_weights_that_were_adopted_before_are_only_read(trained, tmp_path):
     """So that they can lie in a folder that this user may not write to."""
-    source = trained.ckpdir / "imagenet12/checkpoint.pt"
+    source = trained.ckpdir / "imagenet12/checkpoint.safetensors"
     arguments = ["--ckpdir", str(tmp_path), "--pretrained", str(source), "--nb_epochs", "1"]
     main.main([*trained.arguments, *arguments, "--tasks", "dtd"])
     (tmp_path / "imagenet12/.lock").unlink()

@@ -64,7 +64,7 @@ def together(odd_root, tmp_path_factory):
 
 
 def source_of(ckpdir):
-    return Checkpoint.load(ckpdir / SOURCE.name / "checkpoint.pt")
+    return Checkpoint.load(ckpdir / SOURCE.name / "checkpoint.safetensors")
 
 
 def by_hand(root, settings):
@@ -147,7 +147,7 @@ def test_stopped_and_started_again_the_bits_are_the_same(together, decathlon_roo
     straight = tmp_path / "straight"
     finish(torchrun(decathlon_root, straight, *again))
     ours, theirs = source_of(tmp_path), source_of(straight)
-    assert content_sha256(dict(ours.weights)) == content_sha256(dict(theirs.weights))
+    assert content_sha256("", ours.weights) == content_sha256("", theirs.weights)
     assert [r["train_loss"] for r in ours.history] == [r["train_loss"] for r in theirs.history]
 
 
