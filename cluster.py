@@ -19,7 +19,7 @@ from decathlon import SOURCE, TASK_BY_NAME, DecathlonTask
 from engine.arguments import check_sides, data_folders
 from engine.checkpoints import Checkpoint, checkpoint_file
 from engine.fit import Pace
-from engine.transfer import Workplace
+from engine.transfer import Workspace
 from launch.cluster_job import TaskJob
 from launch.cluster_queue import (
     Jobs,
@@ -35,9 +35,10 @@ from launch.cluster_queue import (
 )
 from launch.crew import log_file
 from launch.jobs import job_command
-from main import SCRIPT, check_tasks, pretrained_file, report
+from main import SCRIPT, check_tasks, pretrained_file
 from main import parse_args as parse_training
 from methods.registry import METHODS
+from reporting.run_table import show_results
 from runtime.cli import Parser, folder_name, non_negative_int, positive_float, positive_int
 from runtime.devices import Compute
 from runtime.distributed import Group, check_group
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     check_sides(training.resize, training.crop)
     pretrained = pretrained_file(training.pretrained)
-    place = Workplace(
+    place = Workspace(
         folders=data_folders(training.datadir, training.imdbdir, training.cachedir),
         ckpdir=training.ckpdir,
         mean_std=read_mean_std(training.mean_std),
@@ -199,7 +200,7 @@ def collect(tasks: Sequence[DecathlonTask], ckpdir: Path) -> bool:
             missing.append(f"{task.name}: {done} of {asked} epochs are finished")
         if checkpoint.history:
             histories[task.name] = checkpoint.history
-    report(histories, ckpdir)
+    show_results(histories, ckpdir)
     for line in missing:
         say(line)
     return bool(histories)

@@ -13,7 +13,7 @@ from pathlib import Path
 from decathlon import SOURCE, DecathlonTask
 from engine.checkpoints import Checkpoint, checkpoint_file
 from engine.records import epochs_recorded
-from engine.settings import Settings
+from engine.settings import Recipe
 from image_cache.packed import DataFolders
 from launch.crew import Command, log_file, run_tasks
 from launch.workload import expected_work
@@ -34,7 +34,7 @@ def train_side_by_side(
     tasks: Sequence[DecathlonTask],
     folders: DataFolders,
     ckpdir: Path,
-    settings: Settings,
+    recipe: Recipe,
     devices: Sequence[str],
     command: Command,
     retries: int,
@@ -43,7 +43,7 @@ def train_side_by_side(
 
     Raises SpotTuneError if the source failed, and SystemExit if a signal stopped the run.
     """
-    targets = longest_first(tasks, folders, ckpdir, settings)
+    targets = longest_first(tasks, folders, ckpdir, recipe)
     if SOURCE in tasks and run_tasks([SOURCE.name], devices, command, ckpdir, retries):
         raise SpotTuneError(
             f"{SOURCE.name} failed, so no target was started; see {log_file(ckpdir, SOURCE.name)}. "
@@ -55,13 +55,13 @@ def train_side_by_side(
 
 
 def longest_first(
-    tasks: Sequence[DecathlonTask], folders: DataFolders, ckpdir: Path, settings: Settings
+    tasks: Sequence[DecathlonTask], folders: DataFolders, ckpdir: Path, recipe: Recipe
 ) -> list[DecathlonTask]:
     """The targets among `tasks`, those with the most work still to do first."""
 
     def work(task: DecathlonTask) -> int:
-        epochs = settings.epochs - epochs_recorded(ckpdir / task.name)
-        return expected_work(task, folders, settings, epochs)
+        epochs = recipe.epochs - epochs_recorded(ckpdir / task.name)
+        return expected_work(task, folders, recipe, epochs)
 
     return sorted((task for task in tasks if task is not SOURCE), key=work, reverse=True)
 

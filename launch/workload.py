@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from decathlon import DecathlonTask, TrainCrop
-from engine.settings import TRAIN_SPLITS, Settings
+from engine.settings import TRAIN_SPLITS, Recipe
 from image_cache.decoding import decode_image
 from image_cache.packed import DataFolders
 from imdbfolder_coco import annotation_file, read_annotations, view_of
@@ -32,21 +32,19 @@ def pixels_of_image(task: DecathlonTask, sizes: Sizes, resize: int, crop: int) -
     return view.height * view.width
 
 
-def expected_work(
-    task: DecathlonTask, folders: DataFolders, settings: Settings, epochs: int
-) -> int:
+def expected_work(task: DecathlonTask, folders: DataFolders, recipe: Recipe, epochs: int) -> int:
     """Pixels in `epochs` epochs on the splits that are trained on, from the annotations.
 
     Raises SpotTuneError where those break the format.
     """
-    splits = TRAIN_SPLITS[settings.train_split]
+    splits = TRAIN_SPLITS[recipe.train_split]
     listed = [
         read_annotations(annotation_file(folders.imdbdir, task.name, split)) for split in splits
     ]
-    height = width = settings.resize
+    height = width = recipe.resize
     if task.train_crop is TrainCrop.WHOLE:  # all of one size, or the training will say so
-        first = decode_image(folders.datadir / listed[0].file_names[0], settings.resize)
+        first = decode_image(folders.datadir / listed[0].file_names[0], recipe.resize)
         height, width = first.shape[:2]
     sizes = Sizes(np.array([height]), np.array([width]))
-    pixels = pixels_of_image(task, sizes, settings.resize, settings.crop)
+    pixels = pixels_of_image(task, sizes, recipe.resize, recipe.crop)
     return epochs * pixels * sum(len(annotations.image_ids) for annotations in listed)

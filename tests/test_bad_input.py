@@ -54,8 +54,13 @@ def test_an_unknown_task_is_refused_with_the_known_ones(capsys):
         main.main(["--tasks", "mnist"])
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "'mnist'" in line
-    assert "vgg-flowers" in line
+    assert "no task is named 'mnist'; expected aircraft, " in line
+
+
+def test_a_misspelt_task_is_suggested(capsys):
+    with pytest.raises(SystemExit):
+        main.main(["--tasks", "DTD"])
+    assert "did you mean dtd?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,15 @@ import safetensors
 import torch
 from test_settings import SETTINGS
 
-from engine.checkpoints import Checkpoint, Latest, checkpoint_file, momenta_of, previous_file
-from engine.fit import Run, restore
+from engine.checkpoints import Checkpoint, checkpoint_file, momenta_of, previous_file
+from engine.fit import go_on
+from engine.run import Run
 from engine.settings import Settings
-from engine.step import EpochSums
+from engine.step import EpochSums, Trainer
 from methods.optimizers import Rates
 from methods.registry import build_method
 from models.resnet26 import resnet26
+from runtime.devices import Compute
 from runtime.errors import SpotTuneError
 
 CPU = torch.device("cpu")
@@ -116,9 +118,9 @@ def refusal(path):
     with pytest.raises(SpotTuneError) as told:
         found = Checkpoint.load(path)
         method = found.network(path)
-        optimizers = method.optimizers(Rates(0.1, 0.01, 5e-4))
+        trainer = Trainer(method, Rates(0.1, 0.01, 5e-4), Compute(CPU, "fp32"), 8)
         run = Run(path.parents[1], "svhn", "spottune", found.categories, found.settings)
-        restore(run, Latest(path, found), method, optimizers, EpochSums.zero(12, CPU), steps=6)
+        go_on(run, trainer, EpochSums.zero(12, CPU), steps=6)
     line = str(told.value)
     assert str(path) in line
     assert line.endswith("Remove it to train the task again")

@@ -206,14 +206,14 @@ def read_until(process, text):
 
 def test_a_signal_finishes_the_step_saves_says_so_and_ends_the_run_with_its_status(base, tmp_path):
     process = start(base, tmp_path, "--nb_epochs", "100000")
-    read_until(process, "svhn epoch 2/")
+    before = read_until(process, "svhn epoch 2/")
     process.send_signal(signal.SIGTERM)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "SIGTERM: finishing this step, then saving" in rest
     assert "SIGTERM: stopped; the same command goes on" in rest
     left = svhn(tmp_path)
-    assert left.unfinished is not None or f"epoch {len(left.history)}/" in rest
+    assert left.unfinished is not None or f"epoch {len(left.history)}/" in before + rest
     assert not list(tmp_path.glob("**/*.tmp"))
 
 
