@@ -16,7 +16,6 @@ from engine.checkpoints import Checkpoint, Latest, checkpoint_file
 from engine.fit import Pace, Run, evaluate, fit
 from engine.records import val_fields, write_surroundings
 from engine.settings import TRAIN_SPLITS, Settings
-from engine.source_weights import SourceWeights
 from image_cache.batches import View
 from image_cache.packed import DataFolders
 from image_cache.task_data import TaskData
@@ -29,6 +28,7 @@ from runtime.errors import SpotTuneError
 from runtime.locks import claimed
 from runtime.progress import say
 from runtime.randomness import seeded_initialisation
+from weights.source_weights import SourceWeights
 
 
 @dataclass(frozen=True)
