@@ -1,10 +1,15 @@
 """Builds files in the released formats, opcode by opcode: as Python 2 wrote them, or as it did not.
 
-Bytes are put together by hand so that a test can write what no pickler would.
+Bytes are put together by hand so that a test can write what no pickler would. And what is to become
+of such a file: `refusal_of`.
 """
 
 import struct
+import time
 
+import pytest
+
+from runtime.errors import SpotTuneError
 from weights.legacy_t7 import MAGIC
 
 # The opcodes of Python 2's pickler.
@@ -148,3 +153,16 @@ def raw_array(raw):
 def with_mean(opcodes):
     half = b"G?\xe0\0\0\0\0\0\0"
     return pickled(dict_of(dtdmean=opcodes, dtdstd=list_of(half, half, half)))
+
+
+def refusal_of(read, path):
+    """The message with which a file is refused: one helpful line, soon, and nothing was run."""
+    beside, begin = set(path.parent.iterdir()), time.monotonic()
+    with pytest.raises(SpotTuneError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert message.isprintable() and len(message) < len(str(path)) + 300
+    assert set(path.parent.iterdir()) == beside
+    assert time.monotonic() - begin < 5
+    return message

@@ -144,7 +144,7 @@ def place_storages(storages: dict[str, Storage], keys: object, data: bytes, posi
 
 def network_in(saved: object) -> object:
     """What the saved dict keeps under "net", a module or a state dict; or the value itself."""
-    return saved["net"] if type(saved) is dict and "net" in saved else saved
+    return saved["net"] if isinstance(saved, dict) and "net" in saved else saved
 
 
 def named_parts(net: object, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -111,11 +111,12 @@ def _from_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file; of our own checkpoint those of the source network."""
     try:
         with safe_open(path, "pt") as file:
-            facts = (file.metadata() or {}).get(METADATA_KEY)
-            prefix = "" if facts is None else PREFIX
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            prefix = PREFIX if text else ""
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
             weights = {name.removeprefix(prefix): file.get_tensor(name).clone() for name in names}
-        kind, task = (SOURCE_KIND, "") if facts is None else _kind_and_task(json.loads(facts))
+        facts = json.loads(text) if text else {"kind": SOURCE_KIND}
+        kind, task = facts["kind"], facts.get("task")
     except (SafetensorError, *MISFITS) as error:
         raise SpotTuneError(f"{path}: found a damaged file ({brief(error)}), {EXPECTED}") from error
     if kind != SOURCE_KIND:
@@ -124,10 +125,6 @@ def _from_safetensors(path: Path) -> dict[str, Tensor]:
             f"such as the checkpoint of imagenet12"
         )
     return weights
-
-
-def _kind_and_task(facts: Mapping[str, object]) -> tuple[object, object]:
-    return facts["kind"], facts["task"]
 
 
 def _by_our_names(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

