@@ -17,7 +17,6 @@ from engine.fit import Pace, evaluate, fit
 from engine.records import val_fields, write_surroundings
 from engine.run import Run
 from engine.settings import TRAIN_SPLITS, Recipe, Settings, task_settings
-from engine.source_weights import SourceWeights
 from image_cache.batches import TaskData
 from image_cache.orders import View
 from image_cache.packed import DataFolders
@@ -30,6 +29,7 @@ from runtime.errors import SpotTuneError
 from runtime.locks import claimed
 from runtime.progress import say
 from runtime.randomness import seeded_initialisation
+from weights.source_weights import SourceWeights
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A careless user: every mistake gets one line, a non-zero status, and loses nothing."""
 
 import json
+import pickle
 import resource
 import shutil
 import subprocess
@@ -13,7 +14,6 @@ import main
 import submit_val
 from engine.checkpoints import Checkpoint
 from runtime.errors import SpotTuneError
-from weights.mean_std import as_pickle
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_a_file_of_means_that_lacks_the_task_or_its_source_is_refused(
 ):
     (present,) = {"svhn", "imagenet12"} - {missing}
     own = tmp_path / "mine.pickle"
-    own.write_bytes(as_pickle({present: ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))}))
+    own.write_bytes(pickle.dumps({f"{present}mean": [0.5] * 3, f"{present}std": [0.2] * 3}))
     more = ["--tasks", "svhn", "--mean_std", str(own)]
     more = arguments(trained.root, tmp_path / "new", *more)
     line = refusal(*more, "--pretrained", source)
