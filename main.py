@@ -26,8 +26,13 @@ from engine.arguments import (
 from engine.fit import Pace
 from engine.settings import TRAIN_SPLITS, Recipe
 from engine.transfer import Workspace, refuse_adopted, source_weights, train_task
-from launch.crew import end_with_parent
-from launch.jobs import check_finished, job_command, train_side_by_side
+from launch.side_by_side import (
+    check_finished,
+    end_with_parent,
+    job_command,
+    longest_first,
+    train_side_by_side,
+)
 from methods.registry import METHODS, MethodRow, Options, choose_policy
 from models.resnet26 import PAPER_WIDTH
 from reporting.plots import draw_curves
@@ -38,7 +43,7 @@ from runtime.distributed import check_group, group_of_processes, own_device
 from runtime.errors import SpotTuneError, run_script
 from runtime.locks import refuse_claimed
 from runtime.progress import say
-from weights.mean_std import read_mean_std
+from weights.mean_std import find_mean_std, read_mean_std
 
 SCRIPT = Path(__file__).resolve()  # it may be started through a link
 OWN_MEAN_STD = SCRIPT.parent / "decathlon_mean_std.pickle"
@@ -68,8 +73,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--pretrained", type=Path, metavar="FILE",
         help="source weights: the released .t7, a checkpoint of imagenet12, or none; unset: "
              f"./{RELEASED_WEIGHTS} if it is there, else imagenet12 is trained")
-    add("--mean_std", type=Path, default=OWN_MEAN_STD, metavar="FILE",
-        help="mean and std of every task, to normalise with")
+    add("--mean_std", type=Path, metavar="FILE",
+        help="mean and std of every task, to normalise with; unset: decathlon_mean_std.pickle in "
+             "--datadir if it is there, else the one beside this script")
     add("--train_split", choices=list(TRAIN_SPLITS), default="trainval",
         help="trainval, as the challenge allows: val accuracies are then on images seen in "
              "training; train gives honest ones")
@@ -131,10 +137,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     pretrained = pretrained_file(args.pretrained)
     with group_of_processes(compute.device) as group:
         check_group(group, args.batch_size, tasks == [SOURCE] and pretrained is None)
+        mean_std = find_mean_std(args.mean_std, args.datadir, OWN_MEAN_STD)
         space = Workspace(
             folders=data_folders(args.datadir, args.imdbdir, args.cachedir),
             ckpdir=args.ckpdir,
-            mean_std=read_mean_std(args.mean_std),
+            mean_std=read_mean_std(mean_std),
             compute=replace(compute, group=group),
             pace=Pace(args.eval_every, 60 * args.checkpoint_minutes),
         )
@@ -143,13 +150,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             refuse_adopted(space.checkpoint(SOURCE))
         where = describe(space.compute) if is_alone else ", ".join(devices)
         say(f"{method.title} on {where}; seed {args.seed}, records in {args.ckpdir}")
+        say(f"mean and std of the images: {mean_std}")
         if is_alone:
             histories = train_in_turn(space, tasks, method, recipe, for_source, pretrained)
         else:
             threads = args.threads or max(1, torch.get_num_threads() // len(devices))
             command = job_command(SCRIPT, sys.argv[1:] if argv is None else argv, threads)
+            splits = TRAIN_SPLITS[args.train_split]
+            targets = longest_first(
+                tasks, space.folders, args.ckpdir, splits, args.nb_epochs, args.resize, args.crop
+            )
             histories = train_side_by_side(
-                tasks, space.folders, args.ckpdir, recipe, devices, command, args.retries
+                tasks, targets, args.ckpdir, devices, command, args.retries
             )
         if group.is_first and not args.is_job:
             show_results(histories, args.ckpdir)

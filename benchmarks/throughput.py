@@ -35,8 +35,7 @@ from engine.step import Trainer
 from gumbel_softmax import gumbel_noise
 from image_cache.orders import View, normalise, training_order
 from image_cache.packed import Annotations, DataFolders, open_packed
-from imdbfolder_coco import view_of
-from launch.workload import OFFICIAL_WHOLE
+from launch.side_by_side import official_view
 from methods.cost import macs_per_image
 from methods.optimizers import Rates
 from methods.registry import build_method
@@ -332,8 +331,7 @@ def rate(run: Callable[[], object], sizes: Sizes, compute: Compute) -> float:
 def official_sizes(task: DecathlonTask) -> tuple[str, str]:
     """Height x width of a task's training and test images."""
     trained, tested = (
-        view_of(task, OFFICIAL_WHOLE, resize=72, crop=64, training=training)
-        for training in (True, False)
+        official_view(task, resize=72, crop=64, training=training) for training in (True, False)
     )
     return f"{trained.height}x{trained.width}", f"{tested.height}x{tested.width}"
 

@@ -26,7 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from decathlon import SOURCE, TARGETS, DecathlonTask
-from launch.workload import OFFICIAL_WHOLE, pixels_of_image
+from launch.side_by_side import official_view
 from models.resnet26 import resnet26
 from runtime.cli import Parser, positive_float, positive_int
 from runtime.errors import run_script
@@ -105,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def target_seconds(task: DecathlonTask, rates: Rates, epochs: int) -> float:
     """Training on train and val, evaluation on val after each epoch, and start-up."""
-    pixels = pixels_of_image(task, OFFICIAL_WHOLE, RESIZE, CROP)
-    test_pixels = pixels_of_image(task, OFFICIAL_WHOLE, RESIZE, RESIZE)
+    views = [official_view(task, RESIZE, CROP, training) for training in (True, False)]
+    pixels, test_pixels = (view.height * view.width for view in views)
     trained = (task.num_train + task.num_val) * pixels / CROP**2 / rates.train
     tested = task.num_val * test_pixels / RESIZE**2 / rates.evaluation
     return epochs * (trained + tested) + rates.start

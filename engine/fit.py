@@ -71,7 +71,7 @@ def fit(
             try:
                 seed = (settings.seed, run.task, epoch)
                 for _ in train_epoch(trainer, train_data, seed, label, sums):
-                    stop.raise_if_asked(group)
+                    stop.raise_if_asked(group.agree)
                     if time.monotonic() - saved_at >= pace.checkpoint_seconds:
                         save(run, trainer, history, label, unfinished=sums)
                         saved_at = time.monotonic()
@@ -97,7 +97,7 @@ def fit(
             save(run, trainer, history, label)
             saved_at = time.monotonic()
             say(f"{label}  {summary(record)}")
-            stop.raise_if_asked(group)
+            stop.raise_if_asked(group.agree)
             sums = EpochSums.zero(method.num_blocks, compute.device)
     return history
 

@@ -14,8 +14,8 @@ from conftest import REPOSITORY
 import main
 from decathlon import SOURCE
 from engine.checkpoints import Checkpoint, checkpoint_file, content_sha256, previous_file
-from engine.fit import Run
 from engine.records import TIMING_FIELDS
+from engine.run import Run
 from runtime.errors import STOP_SIGNALS, SpotTuneError, Stopped
 from runtime.signals import StopRequest, deferred_stop
 
