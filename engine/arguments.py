@@ -30,9 +30,9 @@ def task_name(text: str) -> str:
     """An argparse type: the name of a task; the likeliest one is suggested in its place."""
     if text in TASK_BY_NAME:
         return text
-    close = difflib.get_close_matches(text.lower(), TASK_BY_NAME, n=1)
+    close = difflib.get_close_matches(text.lower(), TASK_BY_NAME, n=1, cutoff=0.7)
     advice = f"did you mean {close[0]}?" if close else f"expected {', '.join(TASK_BY_NAME)}"
-    raise argparse.ArgumentTypeError(f"no task is named {text!r}; {advice}")
+    raise argparse.ArgumentTypeError(f"no task is named {text!r} ({advice})")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:

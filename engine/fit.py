@@ -25,9 +25,9 @@ from engine.step import REMEDY, EpochSums, Trainer, lr_multiplier, num_steps, tr
 from image_cache.batches import TaskData
 from methods.optimizers import Rates
 from runtime.devices import Compute
-from runtime.errors import SpotTuneError, Stopped, brief
+from runtime.errors import SpotTuneError, brief
 from runtime.progress import say
-from runtime.signals import deferred_stop
+from runtime.signals import Stopped, deferred_stop
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def test_an_unknown_task_is_refused_with_the_known_ones(capsys):
         main.main(["--tasks", "mnist"])
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "no task is named 'mnist'; expected aircraft, " in line
+    assert "no task is named 'mnist' (expected aircraft, " in line
 
 
 def test_a_misspelt_task_is_suggested(capsys):

@@ -16,8 +16,8 @@ from decathlon import SOURCE
 from engine.checkpoints import Checkpoint, checkpoint_file, content_sha256, previous_file
 from engine.records import TIMING_FIELDS
 from engine.run import Run
-from runtime.errors import STOP_SIGNALS, SpotTuneError, Stopped
-from runtime.signals import StopRequest, deferred_stop
+from runtime.errors import SpotTuneError
+from runtime.signals import STOP_SIGNALS, Stopped, StopRequest, deferred_stop
 
 SMALL_SVHN = ["--tasks", "svhn", "--batch_size", "2"]  # 6 steps an epoch
 
