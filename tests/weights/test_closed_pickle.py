@@ -67,8 +67,7 @@ REFUSED = {
     "a persistent id": text("canary") + b"Q",
     "more taken than made": b"\x87",
     "a value never made": b"h\x07",
-    "a number of 10,000 digits": b"I" + b"9" * 10_000 + b"\n",
-    "no end": b"",
+    "nothing": b"",
     # Small files that would take for ever, or all memory.
     "a nested tuple as a key": b"}" + NESTED_TUPLE + b"Ns",
     "a nested tuple as a key of pairs": call(
@@ -89,7 +88,7 @@ REFUSED = {
 def test_what_does_not_fit_is_refused_in_little_time_and_memory(case):
     begin = time.monotonic()
     with pytest.raises(MISFITS), at_most(2**26):
-        load(b"\x80\x02" + REFUSED[case])
+        load(pickled(REFUSED[case]))
     assert time.monotonic() - begin < 5
 
 
