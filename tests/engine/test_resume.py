@@ -243,7 +243,7 @@ def test_a_stop_that_is_asked_for_after_the_last_epoch_is_not_forgotten(base, tm
     assert not (tmp_path / "dtd").exists()
 
 
-def test_a_killed_process_is_gone_on_from(base, undisturbed, tmp_path):
+def test_a_run_whose_process_was_killed_ends_with_the_same_bits(base, undisturbed, tmp_path):
     process = start(base, tmp_path, "--checkpoint_minutes", "1e-9")
     read_until(process, "svhn epoch 1/2")
     process.kill()
