@@ -252,13 +252,12 @@ def _check_types(rest: Mapping) -> None:
     """Raise an error where its users would meet another type than they expect."""
     if rest["task"] not in TASK_BY_NAME or rest["kind"] not in BUILDERS:
         raise ValueError("its task or its kind of method is unknown")
-    categories, history = rest["categories"], rest["history"]
-    if type(categories) is not list or not categories or {*map(type, categories)} != {int}:
+    if {*map(type, rest["categories"])} != {int}:
         raise TypeError("its categories are no list of whole numbers")
-    if type(history) is not list:
+    if type(rest["history"]) is not list:
         raise TypeError("its history is no list")
     first = 1 if rest["settings"].epochs else 0  # epoch 0 evaluates weights from a file
-    for number, record in enumerate(history, start=first):
+    for number, record in enumerate(rest["history"], start=first):
         if RECORDED.keys() - record.keys() or record["epoch"] != number:
             raise ValueError(f"its record of epoch {number} lacks fields, or is of another epoch")
         for name, value in record.items():
