@@ -76,7 +76,11 @@ def submit(split: str, description: str, argv: Sequence[str] | None) -> None:
         raise SpotTuneError(f"no task could be predicted, so {args.out} was not written")
     write_answers(answers, args.out, args.zip)
     num_answered = len(TASKS) - len(missing)
-    say(f"{args.out}: {len(answers):,} answers for {num_answered} of {len(TASKS)} tasks")
+    advice = f"; score them with `python score.py {args.out}`"
+    if split == "test":
+        packed = args.out.with_suffix(".zip") if args.zip else "it, packed with --zip,"
+        advice = f"; upload {packed} to the challenge's server"
+    say(f"{args.out}: {len(answers):,} answers for {num_answered} of {len(TASKS)} tasks{advice}")
 
 
 def parse_args(split: str, description: str, argv: Sequence[str] | None) -> argparse.Namespace:

@@ -80,9 +80,7 @@ class Checkpoint:
         tensors = {}
         for part, named in (("weights", self.weights), ("momenta", self.momenta), ("sums", sums)):
             for name, tensor in named.items():
-                # safetensors takes only contiguous tensors that share no memory.
-                own = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-                tensors[f"{part}.{name}"] = own
+                tensors[f"{part}.{name}"] = tensor.detach().cpu().contiguous()
         text = json.dumps(rest)
         metadata = {"spottune": text, "sha256": content_sha256(text, tensors)}
         whole = safetensors.torch.save(tensors, metadata)
@@ -169,9 +167,12 @@ class Checkpoint:
         }
         shapes = {name: parameter.shape for name, (parameter, _) in trained.items()}
         if shapes != {name: momentum.shape for name, momentum in self.momenta.items()}:
-            raise SpotTuneError(f"{path}: its momenta do not fit what trains here. {REMOVE}")
+            raise SpotTuneError(
+                f"{path}: its momenta are not those of the parameters that the {self.kind} method "
+                f"trains. {REMOVE}"
+            )
         for name, (parameter, state) in trained.items():
-            # Laid out as the parameter: the fused SGD goes through the memory of both at once.
+            # In the parameter's memory layout: the fused SGD pairs numbers by their place.
             momentum = torch.empty_like(parameter).copy_(self.momenta[name])
             state[parameter]["momentum_buffer"] = momentum
 

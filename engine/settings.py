@@ -1,12 +1,13 @@
-"""Everything that a task's result depends on, besides its images."""
+"""The settings of a run and of each of its tasks."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import get_args
 
+from decathlon import DecathlonTask
 from gumbel_softmax import POLICIES
-from methods.registry import Options
+from methods.registry import METHODS, Options, choose_policy
 from models.resnet26 import BLOCKS_PER_STAGE
 
 LARGEST = 1024  # channels of a stem, or pixels of a side
@@ -14,15 +15,14 @@ TRAIN_SPLITS = {"trainval": ("train", "val"), "train": ("train",)}
 TUPLES = ("milestones", "mean", "std")  # lists in JSON
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The settings of one task. Two runs with equal ones give the same result."""
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What the arguments of a run say about each of its tasks."""
 
     epochs: int
     milestones: tuple[int, ...]  # epochs at which both learning rates drop tenfold
     lr: float  # of the network
     lr_agent: float  # of the policy network
-    weight_decay: float  # of the network
     batch_size: int
     resize: int  # shorter side of the images
     crop: int  # side of random crops
@@ -31,15 +31,22 @@ class Settings:
     train_split: str  # "trainval" or "train"
     policy: str  # at test time: one of POLICIES
     precision: str  # "fp32" or "bf16"
-    mean: tuple[float, ...]  # of the task's images: red, green, blue from 0 to 1
-    std: tuple[float, ...]
-    source_sha256: str  # of the pretrained weights; "" where there are none
-    data_sha256: str = ""  # of the training images' ids and labels
-    k: int = 0  # this and the following as in methods.Options
+    k: int = 0  # this and the following as in methods.registry.Options
     l2sp_alpha: float = 0.0
     l2sp_beta: float = 0.0
     lambda_k: float = 0.0
     lambda_e: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Recipe):
+    """Everything that a task's result depends on: equal settings give the same result."""
+
+    weight_decay: float  # of the network
+    mean: tuple[float, ...]  # of the task's images: red, green, blue from 0 to 1
+    std: tuple[float, ...]
+    source_sha256: str  # of the pretrained weights; "" where there are none
+    data_sha256: str = ""  # of the training images' ids and labels
 
     @property
     def options(self) -> Options:
@@ -94,3 +101,28 @@ class Settings:
             if field.name not in free and ours != theirs:
                 return field.name, ours, theirs
         return None
+
+
+def task_settings(
+    task: DecathlonTask,
+    kind: str,
+    recipe: Recipe,
+    mean_std: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    source_sha256: str,
+) -> Settings:
+    """The recipe with what is the task's own; 0 for options that this kind of method does not read.
+
+    `kind`: see methods/registry.py; `mean_std` by task.
+    """
+    mean, std = mean_std[task.name]
+    row = METHODS.get(kind)  # None for the source: it has no options, and decides nothing
+    read, policies = (row.options, row.policies) if row else ((), ())
+    unread = {field.name: field.type(0) for field in fields(Options) if field.name not in read}
+    chosen = {field.name: getattr(recipe, field.name) for field in fields(Recipe)}
+    return Settings(
+        **{**chosen, **unread, "policy": choose_policy(policies, recipe.policy)},
+        weight_decay=task.weight_decay,
+        mean=tuple(mean),
+        std=tuple(std),
+        source_sha256=source_sha256,
+    )

@@ -1,6 +1,7 @@
 """A careless user: every mistake gets one line, a non-zero status, and loses nothing."""
 
 import json
+import pickle
 import resource
 import shutil
 import subprocess
@@ -13,7 +14,6 @@ import main
 import submit_val
 from engine.checkpoints import Checkpoint
 from runtime.errors import SpotTuneError
-from weights.mean_std import as_pickle
 
 
 @pytest.fixture
@@ -54,8 +54,13 @@ def test_an_unknown_task_is_refused_with_the_known_ones(capsys):
         main.main(["--tasks", "mnist"])
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "'mnist'" in line
-    assert "vgg-flowers" in line
+    assert "no task is named 'mnist' (expected aircraft, " in line
+
+
+def test_a_misspelt_task_is_suggested(capsys):
+    with pytest.raises(SystemExit):
+        main.main(["--tasks", "DTD"])
+    assert "did you mean dtd?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -104,7 +109,7 @@ def test_a_file_of_means_that_lacks_the_task_or_its_source_is_refused(
 ):
     (present,) = {"svhn", "imagenet12"} - {missing}
     own = tmp_path / "mine.pickle"
-    own.write_bytes(as_pickle({present: ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))}))
+    own.write_bytes(pickle.dumps({f"{present}mean": [0.5] * 3, f"{present}std": [0.2] * 3}))
     more = ["--tasks", "svhn", "--mean_std", str(own)]
     more = arguments(trained.root, tmp_path / "new", *more)
     line = refusal(*more, "--pretrained", source)

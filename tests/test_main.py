@@ -20,7 +20,7 @@ from engine.checkpoints import Checkpoint
 from engine.evaluation import predict
 from engine.fit import Pace
 from engine.records import TIMING_FIELDS
-from engine.transfer import Workplace
+from engine.transfer import Workspace
 from image_cache.orders import View
 from image_cache.packed import DataFolders
 from methods.cost import macs_per_image
@@ -265,7 +265,7 @@ def test_the_defaults_are_the_released_ones():
 )
 def test_training_sees_random_crops_and_evaluation_the_centre(splits, view, trained, tmp_path):
     folders = DataFolders(trained.root, trained.root / "annotations", tmp_path)
-    place = Workplace(folders, tmp_path, {}, Compute(torch.device("cpu"), "fp32"), Pace(1, 600.0))
+    place = Workspace(folders, tmp_path, {}, Compute(torch.device("cpu"), "fp32"), Pace(1, 600.0))
     settings = Checkpoint.load(trained.ckpdir / "dtd/checkpoint.safetensors").settings
     data = place.data(TASK_BY_NAME["dtd"], splits, replace(settings, resize=24, crop=16))
     assert data.view == view

@@ -13,8 +13,7 @@ import safetensors
 import torch
 from test_settings import SETTINGS
 
-from engine.checkpoints import Checkpoint, Latest, checkpoint_file, momenta_of, previous_file
-from engine.fit import Run, restore
+from engine.checkpoints import Checkpoint, checkpoint_file, momenta_of, previous_file
 from engine.settings import Settings
 from engine.step import EpochSums
 from methods.optimizers import Rates
@@ -116,9 +115,7 @@ def refusal(path):
     with pytest.raises(SpotTuneError) as told:
         found = Checkpoint.load(path)
         method = found.network(path)
-        optimizers = method.optimizers(Rates(0.1, 0.01, 5e-4))
-        run = Run(path.parents[1], "svhn", "spottune", found.categories, found.settings)
-        restore(run, Latest(path, found), method, optimizers, EpochSums.zero(12, CPU), steps=6)
+        found.load_momenta(method, method.optimizers(Rates(0.1, 0.01, 5e-4)), path)
     line = str(told.value)
     assert str(path) in line
     assert line.endswith("Remove it to train the task again")
@@ -273,14 +270,18 @@ def with_record(**changes):
         (with_record(train_accuracy=[50.0]), "train_accuracy"),
         (with_record(val_fine_tuned_share=["abc"]), "val_fine_tuned_share"),
         (with_record(val_fine_tuned_share=0.5), "val_fine_tuned_share"),
-        (
-            lambda c: {"unfinished": c.unfinished | {"loss": torch.ones(7)}},
-            "loss of the",
-        ),
-        (lambda c: {"unfinished": c.unfinished | {"steps": 7}}, "7 steps of an epoch of 6"),
-        (lambda c: {"unfinished": c.unfinished | {"seconds": [1]}}, "seconds of the"),
     ],
 )
 def test_content_that_does_not_fit_is_refused_and_named(change, words, good, path):
     replace(good, **change(good)).save(path)
     assert words in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"loss": torch.ones(7)}, {"loss": 0.0}, {"steps": 7}, {"steps": [1]}, {"seconds": 1}],
+)
+def test_sums_that_an_epoch_of_six_steps_cannot_leave_are_refused(changes, good, path):
+    replace(good, unfinished={**good.unfinished, **changes}).save(path)
+    with pytest.raises(ValueError, match="epoch"):
+        EpochSums.zero(12, CPU).load_state_dict(Checkpoint.load(path).unfinished, num_steps=6)

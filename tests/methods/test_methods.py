@@ -22,8 +22,8 @@ from methods.global_k import Compact
 from methods.optimizers import Rates
 from methods.registry import METHODS, Options, build_method
 from models.resnet26 import resnet26
-from runtime.errors import SpotTuneError, Stopped
-from runtime.signals import StopRequest
+from runtime.errors import SpotTuneError
+from runtime.signals import Stopped, StopRequest
 
 BLOCKS = 12
 RATES = Rates(network=0.1, policy=0.01, weight_decay=5e-4)

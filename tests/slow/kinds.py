@@ -22,13 +22,13 @@ import score
 from challenge.predictions import remark
 from engine.checkpoints import Checkpoint
 from engine.fit import Run, restore
-from engine.source_weights import SourceWeights
 from engine.step import EpochSums
 from image_cache import packed
 from image_cache.decoding import bombs_refused, decode_image
 from imdbfolder_coco import load_images
 from methods.optimizers import Rates
 from weights.mean_std import read_mean_std
+from weights.source_weights import SourceWeights
 
 
 @dataclass(frozen=True)
