@@ -12,18 +12,13 @@ gradients that nothing hides. Its first process alone evaluates it.
 import random
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from types import SimpleNamespace
-
-import numpy as np
 
 from decathlon import SOURCE, TARGETS, DecathlonTask
-from imdbfolder_coco import view_of
+from launch.side_by_side import official_view
 from models.resnet26 import resnet26
 from runtime.cli import positive_float
 
 RESIZE, CROP = 72, 64
-# daimlerpedcls, which alone is not cropped, at 72 pixels.
-WHOLE = SimpleNamespace(heights=np.array([144]), widths=np.array([72]))
 TARGET_EPOCHS, SOURCE_EPOCHS, BATCH_SIZE = 110, 120, 128
 GPUS = {1: "1", 2: "2", 4: "4", 8: "8", 32: "4 machines of 8"}
 SHUFFLES = 1000  # random orders of the targets, to compare with
@@ -69,9 +64,7 @@ def measure(train_rate: float, eval_rate: float | None, rates_are: str) -> dict:
 
 def target_seconds(task: DecathlonTask, train_rate: float, eval_rate: float) -> float:
     """Epochs of training on train and val and evaluation on val, and start-up."""
-    trained, tested = (
-        view_of(task, WHOLE, RESIZE, CROP, training=training) for training in (True, False)
-    )
+    trained, tested = (official_view(task, RESIZE, CROP, training) for training in (True, False))
     train = (task.num_train + task.num_val) * trained.height * trained.width / CROP**2 / train_rate
     evaluation = task.num_val * tested.height * tested.width / RESIZE**2 / eval_rate
     return TARGET_EPOCHS * (train + evaluation) + START

@@ -120,8 +120,8 @@ def make_sample(folder: Path, settings: Settings) -> bool:
         if found == description:
             return False
         raise SpotTuneError(
-            f"{root} is there already: {found.strip()}. Name another folder, or delete that one "
-            f"if nothing in it is worth keeping"
+            f"{root} is there already: {' '.join(found.split())}. Name another folder, or delete "
+            f"that one if nothing in it is worth keeping"
         )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".made-up-decathlon-", dir=folder) as workshop:
