@@ -76,7 +76,11 @@ def submit(split: str, description: str, argv: Sequence[str] | None) -> None:
         raise SpotTuneError(f"no task could be predicted, so {args.out} was not written")
     write_answers(answers, args.out, args.zip)
     num_answered = len(TASKS) - len(missing)
-    say(f"{args.out}: {len(answers):,} answers for {num_answered} of {len(TASKS)} tasks")
+    advice = f"; score them with `python score.py {args.out}`"
+    if split == "test":
+        packed = args.out.with_suffix(".zip") if args.zip else "it, packed with --zip,"
+        advice = f"; upload {packed} to the challenge's server"
+    say(f"{args.out}: {len(answers):,} answers for {num_answered} of {len(TASKS)} tasks{advice}")
 
 
 def parse_args(split: str, description: str, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -94,7 +98,7 @@ def parse_args(split: str, description: str, argv: Sequence[str] | None) -> argp
     parser.add_argument(
         "--compact",
         action="store_true",
-        help="predict with compact.pt, what Global-k leaves of each target's network",
+        help="predict with compact.safetensors, what Global-k leaves of each target's network",
     )
     parser.add_argument(
         "--zip", action="store_true", help="also pack it beside itself, as the server takes it"

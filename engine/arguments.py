@@ -1,6 +1,7 @@
 """Command-line arguments that several scripts share, and their checks."""
 
 import argparse
+import difflib
 from pathlib import Path
 
 from decathlon import TASK_BY_NAME
@@ -25,13 +26,22 @@ def number_of_blocks(text: str) -> int:
     return number
 
 
+def task_name(text: str) -> str:
+    """An argparse type: the name of a task; the likeliest one is suggested in its place."""
+    if text in TASK_BY_NAME:
+        return text
+    close = difflib.get_close_matches(text.lower(), TASK_BY_NAME, n=1, cutoff=0.7)
+    advice = f"did you mean {close[0]}?" if close else f"expected {', '.join(TASK_BY_NAME)}"
+    raise argparse.ArgumentTypeError(f"no task is named {text!r} ({advice})")
+
+
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Where images, annotations and checkpoints lie."""
     add_image_arguments(parser)
     parser.add_argument(
         "--ckpdir",
         type=folder_name,
-        default=Path("checkpoints"),
+        default=Path("cv"),
         metavar="DIR",
         help="one folder per task: checkpoint, records, curves",
     )
@@ -66,9 +76,9 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
         "--tasks",
         nargs="+",
         metavar="TASK",
-        choices=list(TASK_BY_NAME),
+        type=task_name,
         default=list(TASK_BY_NAME),
-        help="any of %(choices)s; unset: all",
+        help=f"any of {', '.join(TASK_BY_NAME)}; unset: all",
     )
     parser.add_argument(
         "--policy",

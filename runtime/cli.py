@@ -17,8 +17,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """Tells a wrong argument in one line, without repeating the usage of twenty flags."""
 
-    def __init__(self, description: str) -> None:
-        super().__init__(description=description, formatter_class=HelpFormatter)
+    def __init__(self, description: str, **more: object) -> None:
+        super().__init__(description=description, formatter_class=HelpFormatter, **more)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}. See {self.prog} --help\n")

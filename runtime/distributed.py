@@ -1,7 +1,7 @@
 """Several processes that train one network: how they divide batches, agree, and wait.
 
 Only for the source network. A target's batch is small, and what BatchNorm sees of it is part of the
-method: dividing it would not be faithful, so targets run side by side instead (jobs.py).
+method: dividing it would not be faithful, so targets run side by side instead.
 """
 
 import os

@@ -1,11 +1,14 @@
-"""A user's mistake, told in one line: what was found, what was expected, what to do."""
+"""How a script starts and ends: a user's mistake is told in one line, and a stop is a status."""
 
 import errno
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+
+from runtime.signals import Stopped, handle_stops, stop_at_once
 
 # Faults of the machine rather than of the code, and what a user can do about each.
 REMEDIES = {
@@ -20,40 +23,24 @@ REMEDIES = {
     errno.EEXIST: "a file stands where a folder was to be made; check the path",
     errno.ENAMETOOLONG: "that name is longer than the file system allows; choose a shorter one",
 }
-READER_GONE = 141  # the status of a program that SIGPIPE ends: 128 + 13
-
-
-# Of a keyboard, of a batch system's limits, and of one that is about to preempt; submitit's.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-# One stop may reach a process by several ways: a terminal and SLURM tell every process of a run,
-# torchrun and cluster.py tell theirs once more.
-ONE_STOP_SECONDS = 1.0
+# Of a pipe whose reader has ended, a closed terminal, and a stream that cannot be written to.
+READER_GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
 
 
 class SpotTuneError(Exception):
     """Something that the user can mend. Its message is one whole, helpful line."""
 
 
-class Stopped(BaseException):  # noqa: N818 - like KeyboardInterrupt, no error
-    """A signal ended the program on purpose; `number` is the signal's."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; a user's mistake or a full disk ends it in one line and status 1.
 
-    Any other exception is a bug and shows its traceback.
+    A stop signal ends it with 128 + the signal's number. Any other exception is a bug and shows
+    its traceback.
     """
-    for number in STOP_SIGNALS:
-        signal.signal(number, _stop)
+    keep_streams_writable()
+    handle_stops(stop_at_once)
     try:
         main()
-        print(end="", flush=True)  # Python would flush at exit, too late to tell a fault kindly
-    except BrokenPipeError:  # `score.py | head`: no mistake, only nobody left to tell
-        sys.exit(READER_GONE)
     except Stopped as stop:
         name = signal.Signals(stop.number).name
         print(f"{name}: stopped; the same command goes on where it can", file=sys.stderr)
@@ -65,13 +52,36 @@ def run_script(main: Callable[[], None]) -> None:
             raise
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {printable(where)}{REMEDIES[error.errno]}")
-    finally:
-        drop_what_cannot_be_printed()
 
 
-def _stop(number: int, frame: object) -> NoReturn:
-    """Let a signal unwind the program, so that half-written files are removed."""
-    raise Stopped(number)
+def keep_streams_writable() -> None:
+    """Let work go on when nobody reads standard output or error, or a letter has no encoding.
+
+    `main.py | head -1`, `>&-`, and `2>&1 | tee log` after Ctrl-C, which ends tee first, would
+    otherwise end a run before it is saved.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # a closed one would be given to the next file, and lines be written into that
+    os.close(descriptor)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        encoding = getattr(getattr(sys, name), "encoding", "utf-8")
+        buffer = io.BufferedWriter(StandardStream(number, "w", closefd=False))
+        stream = io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=True)
+        setattr(sys, name, stream)
+
+
+class StandardStream(io.FileIO):
+    """Standard output or error; once a write has failed, the rest is dropped."""
+
+    def write(self, data: bytes) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            with Path(os.devnull).open("wb") as nobody:
+                os.dup2(nobody.fileno(), self.fileno())
+            if error.errno not in READER_GONE:
+                raise
+            return len(data)
 
 
 def printable(text: str) -> str:
@@ -83,11 +93,3 @@ def brief(value: object, length: int = 80) -> str:
     """`value` as a message may quote it: printable, and cut where it is longer than `length`."""
     text = printable(str(value))
     return text if len(text) <= length else f"{text[: length - 3]}..."
-
-
-def drop_what_cannot_be_printed() -> None:
-    """Python tries to print what is left once more at exit, and would complain of it then."""
-    try:
-        print(end="", flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

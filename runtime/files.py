@@ -1,6 +1,5 @@
 """Files that are written whole or not at all."""
 
-import errno
 import glob
 import os
 import shutil
@@ -9,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from filelock import FileLock
 
 from runtime.errors import SpotTuneError
 
@@ -24,10 +25,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """
     check_place(path)
     _remove_leftovers(path)
-    stream = _open_temporary(path)
-    temporary = Path(stream.name)
+    temporary = _temporary_name(path)
+    lock = lock_file(temporary)  # held until it is renamed: a sign that its writer lives
     try:
-        with stream:
+        with suppress(OSError):  # no locks there: then nobody removes it either
+            lock.acquire()
+        with temporary.open("w+b") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -38,6 +41,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         with suppress(FileNotFoundError):
             temporary.unlink()
         raise
+    finally:
+        lock.release()
     _sync_folder(path.parent)
 
 
@@ -56,7 +61,7 @@ def write_whole(path: Path, data: bytes) -> None:
 def keep_copy(path: Path, copy: Path) -> None:
     """Let `copy` hold what `path` holds now, also after `path` is replaced.
 
-    Without writing it again where the file system knows hard links.
+    Without writing it again where the file system knows hard links. For one process at a time.
     """
     _remove_leftovers(copy)
     temporary = _temporary_name(copy)
@@ -70,44 +75,23 @@ def keep_copy(path: Path, copy: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def flock(stream: IO, blocking: bool) -> bool:
-    """Whether the lock of an open file is ours now; the kernel frees it when its holder ends.
+def lock_file(path: Path) -> FileLock:
+    """A lock that the kernel frees when its holder ends, however that happens.
 
-    Raises OSError where system or file system know no such locks.
+    Acquiring it raises OSError where system or file system know no such locks.
     """
-    try:
-        import fcntl  # POSIX only
-    except ImportError as error:
-        raise OSError(errno.ENOSYS, "no file locks on this system") from error
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True
+    return FileLock(path, fallback_to_soft=False)
 
 
 def _temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
-def _open_temporary(path: Path) -> IO[bytes]:
-    """A new file, locked as a sign that its writer lives."""
-    while True:
-        temporary = _temporary_name(path)
-        stream = temporary.open("x+b")
-        with suppress(OSError):
-            flock(stream, blocking=True)
-        if temporary.exists():  # else another process took it for a leftover before it was locked
-            return stream
-        stream.close()
-
-
 def _remove_leftovers(path: Path) -> None:
     """Remove temporary files for `path` whose writers are dead; where that is unknown, none."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with suppress(OSError), leftover.open("r+b") as stream:
-            if flock(stream, blocking=False):
-                leftover.unlink()
+        with suppress(OSError), lock_file(leftover).acquire(timeout=0):
+            leftover.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

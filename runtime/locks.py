@@ -1,22 +1,24 @@
 """One process to a task's folder: two that trained one task there would overwrite each other.
 
-The lock is flock(2) on `.lock` in the folder. The kernel lets go of it when its holder ends,
-however that happens, so a lock is never left behind. The file stays, and names the last holder;
-were it removed, a process that waits for it would then hold a file that nobody else sees.
+The lock is on `.lock` in the folder, whose text names the last holder. The kernel frees it when its
+holder ends, so that none is left behind.
 """
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from runtime.errors import SpotTuneError, printable
-from runtime.files import flock
+from runtime.files import lock_file
 from runtime.progress import say
 
 LOCK = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -27,44 +29,42 @@ def claimed(folder: Path, patient: bool = False) -> Iterator[None]:
     the process. Where the file system knows no locks, that is said, and work goes on without one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+", encoding="utf-8", errors="replace") as stream:
-        try:
-            _lock(stream, folder, patient)
-        except OSError as error:
-            say(
-                f"{folder}: cannot be locked here ({error.strerror}), so a second run in it would "
-                f"not be noticed; do not start one"
-            )
-        else:
-            _sign(stream)
+    lock = lock_file(folder / LOCK)
+    try:
+        _acquire(lock, folder, patient)
+        (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        say(
+            f"{folder}: cannot be locked here ({error.strerror}), so a second run in it would not "
+            f"be noticed; do not start one"
+        )
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def refuse_claimed(folder: Path) -> None:
     """Raise SpotTuneError, naming the process, if another one holds `folder` at this moment."""
-    path = folder / LOCK
-    if path.exists():
-        with path.open("a+", encoding="utf-8", errors="replace") as stream, suppress(OSError):
-            _lock(stream, folder, patient=False)  # where it fails, `claimed` will tell
+    if (folder / LOCK).exists():
+        lock = lock_file(folder / LOCK)
+        with suppress(OSError):  # where there are no locks, `claimed` will tell
+            _acquire(lock, folder, patient=False)
+        lock.release()
 
 
-def _lock(stream: IO[str], folder: Path, patient: bool) -> None:
-    """Lock the file, or refuse or wait as `claimed` says. OSError where there are no locks."""
-    if flock(stream, blocking=False):
-        return
-    stream.seek(0)
-    holder = printable(stream.read(200).strip()) or "another process"
-    if not patient:
-        raise SpotTuneError(
-            f"{folder}: {holder} is at work there. Wait until it ends, stop it, or name another "
-            f"--ckpdir"
-        )
-    say(f"{folder}: {holder} is at work there; waiting for it")
-    flock(stream, blocking=True)
-
-
-def _sign(stream: IO[str]) -> None:
-    """Let the file name this process."""
-    stream.truncate(0)
-    stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    stream.flush()
+def _acquire(lock: FileLock, folder: Path, patient: bool) -> None:
+    """Take the lock, or refuse or wait as `claimed` says. OSError where there are no locks."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = printable((folder / LOCK).read_text(errors="replace")[:200].strip())
+        at_work = f"{folder}: {holder or 'another process'} is at work there"
+        if not patient:
+            raise SpotTuneError(
+                f"{at_work}. Wait until it ends, stop it, or name another --ckpdir"
+            ) from None
+        say(f"{at_work}; waiting for it")
+        lock.acquire()

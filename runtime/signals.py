@@ -1,61 +1,109 @@
-"""Signals in training: the first one lets the step finish and be saved, a later ends at once."""
+"""Stop signals: the first lets the step finish and be saved; one that comes later ends at once.
+
+A signal that was ignored when the program started stays ignored: so nohup keeps SIGHUP away, and a
+shell keeps Ctrl-C from what it runs in the background.
+"""
 
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
-from runtime.distributed import ALONE, Group
-from runtime.errors import ONE_STOP_SECONDS, STOP_SIGNALS, Stopped
+# From the keyboard, a batch system and a closed terminal; from a batch system's time limit and
+# before preemption. Windows has only the first two.
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+STOP_SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+# One stop may reach a process in several ways: a terminal and SLURM signal every process of a run,
+# and torchrun and `main.py --jobs` forward what they receive.
+ONE_STOP_SECONDS = 1.0
 
-STDERR = 2
+Handler = Callable[[int], None]
+
+
+class Stopped(BaseException):  # noqa: N818 - like KeyboardInterrupt, no error
+    """A signal ended the program on purpose; `number` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def stop_at_once(number: int, frame: object) -> NoReturn:
+    """A signal handler that unwinds the program, so that half-written files are removed."""
+    raise Stopped(number)
+
+
+def announce(number: int) -> None:
+    """Tell the user that the signal was received and what happens now."""
+    line = f"{signal.Signals(number).name}: finishing this step, then saving\n"
+    with suppress(OSError, ValueError):  # nobody reads any more
+        os.write(sys.stderr.fileno(), line.encode())  # print might be interrupted by itself
+
+
+def end_process(number: int) -> None:
+    """Let the signal have its usual effect."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 class StopRequest:
     """Whether a signal has asked for a stop."""
 
-    def __init__(self) -> None:
-        self.number = None
-        self.since = 0.0
+    def __init__(self, first: Handler = announce, later: Handler = end_process) -> None:
+        self.number: int | None = None
+        self._since = 0.0
+        self._first, self._later = first, later
 
     def receive(self, number: int, frame: object) -> None:
-        """The signal handler: a later signal has its usual effect, which is to end."""
+        """The signal handler."""
         now = time.monotonic()
         if self.number is None:
-            self.number, self.since = number, now
-            # Not print: the signal may have come in the middle of another print.
-            line = f"{signal.Signals(number).name}: finishing this step, then saving\n"
-            os.write(STDERR, line.encode())
-        elif now - self.since > ONE_STOP_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            self.number, self._since = number, now
+            self._first(number)
+        elif now - self._since > ONE_STOP_SECONDS:
+            self._later(number)
 
-    def raise_if_asked(self, group: Group = ALONE) -> None:
-        """Raise Stopped if a signal has come, to this process or another of its group."""
-        number = group.agree(self.number or 0)
+    def raise_if_asked(self, agree: Callable[[int], int] = int) -> None:
+        """Raise Stopped if a signal has come; `agree` is Group.agree where several train."""
+        number = agree(self.number or 0)
         if number:
             raise Stopped(number)
 
 
-@contextmanager
-def deferred_stop() -> Iterator[StopRequest]:
-    """Inside, a signal asks for a stop instead of stopping in the middle of a step.
+def handle_stops(handler: Callable[[int, object], None]) -> dict[int, object]:
+    """Let `handler` answer the stop signals; returns what answered them before.
 
-    At the end Stopped is raised for one that was not answered.
     In a thread other than the main one, where Python allows no signal handlers, nothing changes.
     """
-    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    before = {number: signal.signal(number, request.receive) for number in STOP_SIGNALS}
+        return {}
+    # torchrun forwards SIGHUP even under nohup, and kills its processes 30 seconds later.
+    heeds_all = "TORCHELASTIC_RUN_ID" in os.environ
+    return {
+        number: signal.signal(number, handler)
+        for number in STOP_SIGNALS
+        if heeds_all or signal.getsignal(number) != signal.SIG_IGN
+    }
+
+
+@contextmanager
+def deferred_stop(first: Handler = announce, later: Handler = end_process) -> Iterator[StopRequest]:
+    """Inside, a signal asks for a stop instead of stopping in the middle of a step.
+
+    `first` is called for the first signal, `later` for one that comes more than ONE_STOP_SECONDS
+    after it. At the end Stopped is raised for a request that was not answered.
+    """
+    request = StopRequest(first, later)
+    before = handle_stops(request.receive)
     try:
         yield request
     finally:
-        if request.number is None:
+        if request.number is None:  # else a later signal still ends the program while it unwinds
             for number, handler in before.items():
                 signal.signal(number, handler)
-    if request.number is not None:  # after the last time that the caller looked
+    if request.number is not None:
         raise Stopped(request.number)

@@ -1,6 +1,5 @@
 """Files that are written whole or not at all, and what killed writers leave."""
 
-import os
 import subprocess
 import sys
 
@@ -8,7 +7,7 @@ import pytest
 from conftest import REPOSITORY
 
 from runtime.errors import SpotTuneError
-from runtime.files import flock, keep_copy, replacing, write_whole
+from runtime.files import keep_copy, replacing, write_whole
 
 WRITER = """
 import sys, time
@@ -20,6 +19,13 @@ with replacing(Path(sys.argv[1])) as stream:
     print("writing", flush=True)
     time.sleep(100)
 """
+MANY_TIMES = """
+import sys
+from pathlib import Path
+from runtime.files import write_whole
+for _ in range(400):
+    write_whole(Path(sys.argv[1]), b"whole")
+"""
 
 
 @pytest.fixture
@@ -28,8 +34,7 @@ def half_way(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
     command = [sys.executable, "-c", WRITER, str(path)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
     assert writer.stdout.readline() == "writing\n"
     yield path, writer
     writer.kill()
@@ -56,9 +61,16 @@ def test_a_killed_writer_leaves_the_old_file_and_the_next_one_cleans_up(half_way
 def test_a_living_writers_file_is_not_taken_away(half_way):
     path, _ = half_way
     write_whole(path, b"new")
-    assert len(leftovers(path)) == 1
     keep_copy(path, path.with_name("copy"))
     assert len(leftovers(path)) == 1
+
+
+def test_several_processes_may_write_one_file_at_the_same_moment(tmp_path):
+    command = [sys.executable, "-c", MANY_TIMES, str(tmp_path / "file")]
+    writers = [subprocess.Popen(command, cwd=REPOSITORY) for _ in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert (tmp_path / "file").read_bytes() == b"whole"
+    assert leftovers(tmp_path / "file") == []
 
 
 @pytest.mark.parametrize("name", ["nowhere/file", "."])
@@ -85,12 +97,3 @@ def test_a_kept_copy_holds_what_was_there_after_the_file_is_replaced(tmp_path):
         write_whole(path, content)
     assert (path.read_bytes(), copy.read_bytes()) == (b"third", b"second")
     assert leftovers(path) == []
-
-
-def test_only_one_open_file_has_the_lock(tmp_path):
-    path = tmp_path / "file"
-    with path.open("w") as first, path.open("r+") as second:
-        assert flock(first, blocking=True)
-        assert not flock(second, blocking=False)
-    with path.open("r+") as third:
-        assert flock(third, blocking=False)

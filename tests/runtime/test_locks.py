@@ -13,10 +13,12 @@ import pytest
 from conftest import REPOSITORY
 
 import main
+from engine.checkpoints import checkpoint_file
 from runtime.errors import SpotTuneError
+from runtime.files import write_whole
 from runtime.locks import claimed, refuse_claimed
 
-HOLD = "from pathlib import Path; from locks import claimed; import sys, time\n"
+HOLD = "from pathlib import Path; from runtime.locks import claimed; import sys, time\n"
 HOLD += "with claimed(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(600)"
 
 
@@ -38,11 +40,6 @@ def test_a_second_process_is_refused_and_told_who_is_at_work(other_process, tmp_
             refusing(tmp_path / "svhn")
 
 
-def test_another_task_of_the_same_folder_is_free(other_process, tmp_path):
-    with claimed(tmp_path / "dtd"):
-        pass
-
-
 def test_the_lock_of_a_killed_process_is_free_at_once(other_process, tmp_path):
     other_process.kill()
     other_process.wait()
@@ -60,22 +57,27 @@ def test_a_patient_process_waits_and_says_for_whom(other_process, tmp_path, caps
     assert f"process {other_process.pid}" in capsys.readouterr().out
 
 
-def test_a_file_system_without_locks_is_told_and_used_all_the_same(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("reason", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_told_and_used_all_the_same(
+    reason, monkeypatch, tmp_path, capsys
+):
     def flock(file, operation):
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(reason, os.strerror(reason))
 
     monkeypatch.setattr(fcntl, "flock", flock)
     refuse_claimed(tmp_path)
     with claimed(tmp_path):
-        (line,) = capsys.readouterr().out.splitlines()
-    assert "cannot be locked here (No locks available)" in line
+        write_whole(tmp_path / "file", b"new")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"cannot be locked here ({os.strerror(reason)})" in line
+    assert (tmp_path / "file").read_bytes() == b"new"
 
 
 def test_training_a_task_that_another_process_trains_is_refused_at_once(
     other_process, trained, tmp_path
 ):
     """Before any of the run's tasks is trained, not only when it is that one's turn."""
-    source = trained.ckpdir / "imagenet12/checkpoint.pt"
+    source = checkpoint_file(trained.ckpdir, "imagenet12")
     arguments = ["--ckpdir", str(tmp_path), "--pretrained", str(source), "--tasks", "dtd", "svhn"]
     with pytest.raises(SpotTuneError, match=f"svhn: process {other_process.pid} on"):
         main.main([*trained.arguments, *arguments])
@@ -88,16 +90,16 @@ def test_source_weights_that_another_process_is_adopting_are_waited_for(trained,
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
         threading.Timer(0.5, process.kill).start()
-        source = trained.ckpdir / "imagenet12/checkpoint.pt"
+        source = checkpoint_file(trained.ckpdir, "imagenet12")
         arguments = ["--ckpdir", str(tmp_path), "--pretrained", str(source), "--tasks", "dtd"]
         main.main([*trained.arguments, *arguments])
     assert f"imagenet12: process {process.pid} on " in capsys.readouterr().out
-    assert (tmp_path / "imagenet12/checkpoint.pt").exists()
+    assert checkpoint_file(tmp_path, "imagenet12").exists()
 
 
 def test_source_weights_that_were_adopted_before_are_only_read(trained, tmp_path):
     """So that they can lie in a folder that this user may not write to."""
-    source = trained.ckpdir / "imagenet12/checkpoint.pt"
+    source = checkpoint_file(trained.ckpdir, "imagenet12")
     arguments = ["--ckpdir", str(tmp_path), "--pretrained", str(source), "--nb_epochs", "1"]
     main.main([*trained.arguments, *arguments, "--tasks", "dtd"])
     (tmp_path / "imagenet12/.lock").unlink()

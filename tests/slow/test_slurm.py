@@ -13,7 +13,7 @@ from private_slurm import squeue, started, wait_until, what_is_missing
 import main
 from engine.checkpoints import Checkpoint, checkpoint_file
 from engine.records import TIMING_FIELDS
-from launch.cluster_job import Nodes, launch_command
+from launch.slurm import launch_command
 
 TASKS = ("imagenet12", "svhn", "dtd")
 EPOCHS = 60
@@ -195,7 +195,7 @@ def together(decathlon_root, tmp_path_factory):
     """imagenet12, trained by two processes of one machine that nobody disturbs."""
     ckpdir = tmp_path_factory.mktemp("together")
     program = [str(main.SCRIPT), *arguments(decathlon_root, ckpdir, "--tasks", "imagenet12")]
-    torchrun = launch_command(program, 2, Nodes(["localhost"], own=0, job=0))
+    torchrun = launch_command(program, 2, ["localhost"], own=0, job=0)
     subprocess.run(torchrun, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return ckpdir
 

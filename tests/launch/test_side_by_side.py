@@ -1,0 +1,432 @@
+"""Tasks side by side: the same bits as one after another, whatever happens to a process."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PATIENCE, REPOSITORY, is_held, run_script, wait_until
+
+import main
+from decathlon import SOURCE, TASK_BY_NAME
+from engine.arguments import data_folders
+from engine.checkpoints import Checkpoint, checkpoint_file
+from engine.records import TIMING_FIELDS
+from launch.side_by_side import job_command, longest_first, official_view, run_tasks
+from runtime.devices import choose_compute, job_devices
+from runtime.errors import SpotTuneError
+from runtime.signals import ONE_STOP_SECONDS
+
+# --- Processes, with small scripts in the place of trainings -------------------------------------
+
+SCRIPT = """
+import os, signal, sys, time
+signal.alarm(60)  # nothing is left behind by a test that fails
+task, device, folder = sys.argv[1:]
+
+def note(what):
+    with open(folder + "/events", "a") as events:
+        events.write(f"{what} {task} {device}\\n")
+
+def noted(line):
+    return open(folder + "/events").read().splitlines().count(line)
+
+note("begin")
+"""
+PARENT = f"""
+import sys
+from pathlib import Path
+from launch.side_by_side import run_tasks
+from runtime.errors import run_script
+code, folder = sys.argv[1:]
+def command(task, device):
+    return [sys.executable, "-c", {SCRIPT!r} + code, task, device, folder]
+run_script(lambda: run_tasks(["a", "b", "c"], ["cpu", "cpu"], command, Path(folder), 1))
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs scripts in the place of trainings: (tasks, code) -> failed tasks."""
+
+    def run(tasks, code, devices=("one", "two")):
+        def command(task, device):
+            return [sys.executable, "-c", SCRIPT + code, task, device, str(tmp_path)]
+
+        return run_tasks(tasks, devices, command, tmp_path, retries=2)
+
+    return run
+
+
+@pytest.fixture
+def parent(tmp_path):
+    """Starts the same as a process: code -> the process that watches the tasks a, b and c."""
+    processes = []
+
+    def start(code):
+        command = [sys.executable, "-c", PARENT, code, str(tmp_path)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True, **pipes)
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def events(folder):
+    path = folder / "events"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def both(what, folder):
+    """Whether both processes have noted it."""
+    return lambda: Counter(event.split()[0] for event in events(folder))[what] == 2
+
+
+def test_a_device_that_gets_free_takes_the_next_task(run, tmp_path):
+    code = "while task == 'long' and not noted('end c two'): time.sleep(0.01)\nnote('end')"
+    assert run(["long", "a", "b", "c"], code) == []
+    seen = events(tmp_path)
+    expected = ["begin a two", "end a two", "begin b two", "end b two", "begin c two", "end c two"]
+    assert [event for event in seen if "long" not in event] == expected
+    assert seen[-1] == "end long one"
+
+
+ENDINGS = {  # task: how its process ends, and how often it is then tried
+    "fine": ("pass", 1),
+    "mistake": ("sys.exit('error: a.json: no such file; check the path')", 1),
+    "wrong-flag": ("print('error: no such flag'); sys.exit(2)", 1),
+    "bug": ("raise KeyError('x')", 3),
+    "killed": ("os.kill(os.getpid(), signal.SIGKILL)", 3),
+    "crash": ("os.kill(os.getpid(), signal.SIGSEGV)", 3),
+    "terminated": ("sys.exit(143)", 3),
+    "error-in-the-middle": ("print('error: but not the end'); print('more'); sys.exit(1)", 3),
+}
+
+
+def test_a_task_that_dies_is_tried_a_bounded_number_of_times_and_a_mistake_once(
+    run, tmp_path, capsys
+):
+    code = f"exec({ {task: ending for task, (ending, _) in ENDINGS.items()}!r}[task])"
+    failed = run(list(ENDINGS), code)
+    attempts = Counter(event.split()[1] for event in events(tmp_path))
+    assert attempts == {task: count for task, (_, count) in ENDINGS.items()}
+    assert set(failed) == ENDINGS.keys() - {"fine"}
+    said = capsys.readouterr().out.splitlines()
+    assert "mistake | error: a.json: no such file; check the path" in said
+    assert "killed | was ended by signal 9 (Killed): given up after 3 attempts" in said
+    assert "terminated | ended with status 143: started again from its checkpoint (1 of 2)" in said
+
+
+def test_a_task_that_dies_once_is_started_again_at_once_and_has_not_failed(run, tmp_path):
+    code = "if task == 'a' and noted('begin a one') == 1: os.kill(os.getpid(), 9)"
+    assert run(["a", "b"], code, devices=["one"]) == []
+    assert events(tmp_path) == ["begin a one", "begin a one", "begin b one"]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_reaches_every_process_once_and_is_waited_for(name, parent, tmp_path):
+    """Sent to the whole group of the parent, as a terminal or a batch system does; and then again
+    by another name, as some batch systems do."""
+    code = f"""
+def stop(number, frame):
+    note("got")
+    time.sleep(0.4)  # in which a second one would be noted
+    note("saved")
+    sys.exit(128 + number)
+signal.signal(signal.{name}, stop)
+note("ready")
+time.sleep(600)
+"""
+    process = parent(code)
+    wait_until(both("ready", tmp_path))
+    number = signal.Signals[name]
+    os.killpg(process.pid, number)
+    time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 128 + number
+    seen = Counter(event.split()[0] for event in events(tmp_path))
+    assert seen == dict.fromkeys(["begin", "ready", "got", "saved"], 2)
+    assert f"{name}: stopped; the same command goes on" in said
+    assert "started again" not in said
+
+
+def test_a_second_signal_kills_processes_that_do_not_end(parent, tmp_path):
+    code = "signal.signal(signal.SIGTERM, lambda *_: note('got')); note('ready')\n"
+    code += "while True: time.sleep(0.01)"
+    process = parent(code)
+    wait_until(both("ready", tmp_path))
+    process.terminate()
+    wait_until(both("got", tmp_path))
+    assert process.poll() is None
+    time.sleep(ONE_STOP_SECONDS + 0.1)  # at once it would be the same stop
+    process.terminate()
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143
+
+
+def test_an_orphan_that_does_not_heed_its_signal_is_ended_all_the_same(parent, tmp_path):
+    code = f"""
+sys.path.insert(0, {str(REPOSITORY)!r})
+from pathlib import Path
+from launch import side_by_side
+from runtime.locks import claimed
+side_by_side.GRACE_SECONDS = 0.2
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+side_by_side.end_with_parent()
+with claimed(Path(folder) / task):
+    note("ready")
+    while True:
+        time.sleep(0.01)
+"""
+    process = parent(code)
+    wait_until(both("ready", tmp_path))
+    assert is_held(tmp_path / "a")
+    process.kill()
+    wait_until(lambda: not is_held(tmp_path / "a") and not is_held(tmp_path / "b"))
+
+
+def test_whatever_a_process_prints_is_logged_and_little_of_it_shown(run, tmp_path, capsys):
+    rest = b"\n" * 1000 + b"caf\xc3\xa9 \xff\n" + b"an end \x1b[2J without newline"
+    code = f"sys.stdout.buffer.write(b'x' * 3_000_000 + {rest!r})"
+    assert run(["loud", "calm"], f"if task == 'loud': {code}\nelse: print('calm')") == []
+    command, _, logged = (tmp_path / "loud/log.txt").read_bytes().partition(b"loud one")
+    assert command.startswith(b"$ ")
+    assert logged.partition(b"\n")[2] == b"x" * 3_000_000 + rest
+    said = capsys.readouterr().out
+    assert "loud | an end \\x1b[2J without newline\n" in said
+    assert said.count("calm | calm\n") == 1
+    assert "\x1b" not in said
+    assert len(said) < 10_000
+
+
+# --- main.py --jobs ------------------------------------------------------------------------------
+
+
+def records(ckpdir, task):
+    path = ckpdir / task / "records.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMING_FIELDS} for line in lines]
+
+
+def assert_same_bits(task, ours, theirs):
+    """Weights and records."""
+    assert records(ours, task) == records(theirs, task)
+    weights = [dict(Checkpoint.load(checkpoint_file(c, task)).weights) for c in (ours, theirs)]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def from_source(trained, ckpdir, *more):
+    """Arguments of a run of the targets alone, from the source that was trained before."""
+    source = checkpoint_file(trained.ckpdir, SOURCE.name)
+    more = ["--pretrained", str(source), "--threads", "1", *more]
+    return [*trained.arguments, "--ckpdir", str(ckpdir), *more]
+
+
+@pytest.fixture
+def started():
+    """Starts main.py as a process, that a test is going to do something to."""
+    processes = []
+
+    def start(*arguments):
+        command = [sys.executable, str(REPOSITORY / "main.py"), *arguments]
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def trainer_of(ckpdir, task):
+    """The id of the process that holds the task."""
+    return int((ckpdir / task / ".lock").read_text().split()[1])
+
+
+def test_side_by_side_the_tasks_end_with_the_bits_of_a_sequential_run(trained, tmp_path, capfd):
+    tasks = [SOURCE.name, "svhn", "daimlerpedcls"]
+    jobs = ["--jobs", "2", "--threads", "1", "--tasks", *tasks]
+    main.main([*trained.arguments, "--ckpdir", str(tmp_path), *jobs])
+    for task in tasks:
+        assert_same_bits(task, tmp_path, trained.ckpdir)
+    said = capfd.readouterr().out
+    assert said.startswith("SpotTune on cpu, cpu; seed 0")
+    rows = [line.split()[0] for line in said.partition("epochs  train")[2].splitlines()[1:4]]
+    assert rows == tasks
+    assert re.findall(r"^(\S+) \| finished; \d tasks to go", said, re.MULTILINE)[0] == SOURCE.name
+    assert (tmp_path / "fine_tuned_share.png").exists()
+    assert "svhn epoch 2/2  loss" in (tmp_path / "svhn/log.txt").read_text()
+
+
+def test_a_task_that_is_killed_in_the_middle_goes_on_and_ends_with_the_same_bits(
+    started, trained, tmp_path
+):
+    side, turn = tmp_path / "side by side", tmp_path / "in turn"
+    more = ["--nb_epochs", "6", "--tasks"]
+    process = started(*from_source(trained, side, "--jobs", "2", *more, "svhn", "dtd"))
+    wait_until(lambda: records(side, "svhn"))
+    os.kill(trainer_of(side, "svhn"), signal.SIGKILL)
+    assert len(records(side, "svhn")) < 6
+    said, errors = process.communicate()
+    assert (process.returncode, errors) == (0, "")
+    assert (
+        "svhn | was ended by signal 9 (Killed): started again from its checkpoint (1 of 2)" in said
+    )
+    log = (side / "svhn/log.txt").read_text()
+    assert len(re.findall(r"^\$ .*main\.py .* --tasks svhn ", log, re.MULTILINE)) == 2
+    assert " of 6 epochs were finished before" in log
+    main.main(from_source(trained, turn, *more, "svhn"))
+    assert_same_bits("svhn", side, turn)
+    assert len(records(side, "dtd")) == 6
+
+
+def test_no_process_outlives_a_run_that_is_killed_and_its_folder_is_held_until_then(
+    started, trained, tmp_path
+):
+    more = ["--jobs", "2", "--nb_epochs", "5000", "--tasks", "svhn"]
+    process = started(*from_source(trained, tmp_path, *more))
+    wait_until(lambda: records(tmp_path, "svhn"))
+    trainer = trainer_of(tmp_path, "svhn")
+    second = run_script("main.py", *from_source(trained, tmp_path, "--tasks", "svhn"))
+    assert second.returncode == 1
+    (line,) = second.stderr.splitlines()
+    assert f"svhn: process {trainer} on " in line
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not is_held(tmp_path / "svhn"))
+    Checkpoint.load(checkpoint_file(tmp_path, "svhn"))
+    assert not list((tmp_path / "svhn").glob(".*.tmp"))
+
+
+def test_a_mistake_in_one_task_is_told_with_its_log_and_the_others_finish(trained, tmp_path, capfd):
+    damaged = checkpoint_file(tmp_path, "dtd")
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"no checkpoint")
+    more = ["--jobs", "2", "--nb_epochs", "1", "--tasks", "svhn", "dtd"]
+    with pytest.raises(SpotTuneError, match="1 of 2 tasks failed, see .*/dtd/log.txt. The others"):
+        main.main(from_source(trained, tmp_path, *more))
+    said = capfd.readouterr().out
+    assert f"dtd | error: {damaged}: not a readable checkpoint" in said
+    assert "started again" not in said
+    assert "svhn                 1 " in said
+    assert len(records(tmp_path, "svhn")) == 1
+
+
+def test_a_job_repeats_the_runs_arguments_and_ends_with_its_own():
+    argv = ["--lr", "0.2", "--tasks", "svhn", "dtd", "--jobs", "8", "--source_steps"]
+    command = job_command(Path("main.py"), argv, threads=3)("dtd", "cuda:5")
+    assert command[:2] == [sys.executable, "main.py"]
+    args = main.parse_args(command[2:])
+    assert (args.lr, args.tasks, args.source_steps) == (0.2, ["dtd"], [])
+    assert (args.jobs, args.device, args.threads, args.is_job) == (1, "cuda:5", 3, True)
+
+
+@pytest.mark.parametrize("flags", [["--jobs", "0"], ["--retries", "-1"], ["--threads", "none"]])
+def test_numbers_of_jobs_retries_and_threads_that_make_no_sense_are_refused(flags, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main.main(flags)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert flags[0] in line
+
+
+def test_jobs_on_a_device_that_is_not_there_are_refused(trained, tmp_path):
+    with pytest.raises(SpotTuneError, match="--device cuda:97: not available here"):
+        main.main(from_source(trained, tmp_path, "--jobs", "2", "--device", "cuda:97"))
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Devices and threads -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpus", "name", "jobs", "tasks", "devices"),
+    [
+        (3, "auto", None, 9, ["cuda:0", "cuda:1", "cuda:2"]),
+        (3, "cuda", None, 9, ["cuda:0", "cuda:1", "cuda:2"]),
+        (3, "auto", None, 2, ["cuda:0", "cuda:1"]),
+        (3, "auto", 1, 9, ["cuda:0"]),
+        (3, "auto", 4, 9, ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]),
+        (3, "cuda:1", None, 9, ["cuda:1"]),
+        (3, "cuda:1", 2, 9, ["cuda:1", "cuda:1"]),
+        (3, "cpu", 2, 9, ["cpu", "cpu"]),
+        (0, "auto", None, 9, ["cpu"]),
+        (0, "auto", 2, 9, ["cpu", "cpu"]),
+    ],
+)
+def test_every_visible_gpu_gets_a_task_and_counting_them_opens_none(
+    gpus, name, jobs, tasks, devices, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    was_open = torch.cuda.is_initialized()
+    assert job_devices(name, jobs, tasks) == devices
+    assert torch.cuda.is_initialized() == was_open
+
+
+def test_the_number_of_threads_is_that_of_pytorch():
+    before = torch.get_num_threads()
+    try:
+        for threads in (3, 2):
+            choose_compute("cpu", "fp32", threads=threads)
+            assert torch.get_num_threads() == threads
+        choose_compute("cpu", "fp32")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- The order of the tasks ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "sides"),
+    [("dtd", (64, 64)), ("svhn", (72, 72)), ("daimlerpedcls", (144, 72))],  # random, centre, whole
+)
+def test_training_sees_so_many_pixels_of_an_official_image(task, sides):
+    view = official_view(TASK_BY_NAME[task], resize=72, crop=64)
+    assert (view.height, view.width) == sides
+
+
+def test_the_targets_with_the_most_pixels_left_come_first(decathlon_root, tmp_path):
+    """All have 12 training images; 2 epochs of 64 x 32, 32 x 32 and 16 x 16 pixels."""
+    tasks = [TASK_BY_NAME[name] for name in ("dtd", SOURCE.name, "svhn", "daimlerpedcls")]
+
+    def order(splits=("train",)):
+        ordered = longest_first(
+            tasks, data_folders(decathlon_root, None, None), tmp_path, splits, 2, 32, 16
+        )
+        return [task.name for task in ordered]
+
+    assert order() == order(("train", "val")) == ["daimlerpedcls", "svhn", "dtd"]
+    for task, lines in (("daimlerpedcls", "{}\n{}\n"), ("dtd", "{}\n")):
+        (tmp_path / task).mkdir()
+        (tmp_path / task / "records.jsonl").write_text(lines)
+    assert order() == ["svhn", "dtd", "daimlerpedcls"]
+
+
+def test_more_images_are_more_work(decathlon_root, tmp_path):
+    path = decathlon_root / "annotations/aircraft_train.json"
+    content = json.loads(path.read_text())
+    copy = tmp_path / "annotations"
+    copy.mkdir()
+    (copy / "dtd_train.json").write_bytes((path.parent / "dtd_train.json").read_bytes())
+    gone = content["images"].pop()["id"]
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] != gone]
+    (copy / path.name).write_text(json.dumps(content))
+    tasks = [TASK_BY_NAME[name] for name in ("aircraft", "dtd")]
+    folders = data_folders(decathlon_root, copy, None)
+    ordered = longest_first(tasks, folders, tmp_path, ("train",), 2, 32, 16)
+    assert [task.name for task in ordered] == ["dtd", "aircraft"]
