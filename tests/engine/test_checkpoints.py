@@ -16,7 +16,6 @@ from test_settings import SETTINGS
 from engine.checkpoints import (
     Checkpoint,
     checkpoint_file,
-    content_sha256,
     momenta_of,
     previous_file,
 )
@@ -26,6 +25,7 @@ from methods.optimizers import Rates
 from methods.registry import build_method
 from models.resnet26 import resnet26
 from runtime.errors import SpotTuneError
+from weights.tensor_file import content_sha256
 
 CPU = torch.device("cpu")
 RECORD = {"val_accuracy": 50.0, "val_loss": 0.1 + 0.2, "val_fine_tuned_share": [0.5] * 12}
