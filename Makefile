@@ -1,11 +1,11 @@
-# make demo: the whole road on made-up data.   make test: linter, formatter and all quick tests.
+# make demo: a whole run on made-up data.   make test: linter, formatter and all quick tests.
 # make venv: only the environment, for the commands of the README.   make test-slow: the slow ones.
 PYTHON ?= python3
 VENV = .venv
 RUN = $(VENV)/bin/python
 
 DEMO = demo
-DEMO_DATA = --datadir $(DEMO)/decathlon-1.0 --ckpdir $(DEMO)/checkpoints
+DEMO_DATA = --datadir $(DEMO)/decathlon-1.0 --ckpdir $(DEMO)/cv
 DEMO_SIZE = --resize 40 --crop 32 --width 8 --batch_size 16
 
 .PHONY: venv demo test test-slow clean

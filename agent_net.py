@@ -1,7 +1,8 @@
-"""The policy network: looks at an image and emits two logits for each residual block.
+"""The policy network looks at an image and emits two logits for each residual block.
 
-Guo et al., section 3.2: a small ResNet of the backbone's family with one block per stage, trained
-from random weights. At width 32 and for 12 blocks it has 1,170,616 parameters.
+Guo et al., section 3.2. Its size is that of the released code: a ResNet of the backbone's family
+with one block per stage, trained from random weights. At width 32 and for 12 blocks it has
+1,170,616 parameters.
 """
 
 from torch import Tensor, nn

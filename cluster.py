@@ -21,17 +21,18 @@ from engine.arguments import check_sides, data_folders
 from engine.checkpoints import Checkpoint, checkpoint_file
 from engine.fit import Pace
 from engine.settings import TRAIN_SPLITS
-from engine.transfer import Workplace
+from engine.transfer import Workspace
 from launch.side_by_side import job_command, longest_first
-from main import SCRIPT, check_tasks, pretrained_file, report
+from main import OWN_MEAN_STD, SCRIPT, check_tasks, pretrained_file
 from main import parse_args as parse_training
 from methods.registry import METHODS
+from reporting.run_table import show_results
 from runtime.cli import Parser, folder_name, non_negative_int, positive_float, positive_int
 from runtime.devices import Compute
 from runtime.distributed import Group, check_group
 from runtime.errors import SpotTuneError, run_script
 from runtime.progress import say
-from weights.mean_std import read_mean_std
+from weights.mean_std import find_mean_std, read_mean_std
 
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
@@ -85,14 +86,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     check_sides(training.resize, training.crop)
     pretrained = pretrained_file(training.pretrained)
-    place = Workplace(
+    mean_std = find_mean_std(training.mean_std, training.datadir, OWN_MEAN_STD)
+    space = Workspace(
         folders=data_folders(training.datadir, training.imdbdir, training.cachedir),
         ckpdir=training.ckpdir,
-        mean_std=read_mean_std(training.mean_std),
+        mean_std=read_mean_std(mean_std),
         compute=Compute(torch.device("cpu"), "fp32"),  # nothing is computed here
         pace=Pace(training.eval_every, 60 * training.checkpoint_minutes),
     )
-    check_tasks(tasks, place, pretrained, METHODS[training.method].from_source)
+    check_tasks(tasks, space, pretrained, METHODS[training.method].from_source)
     trains_source = SOURCE in tasks and pretrained is None
     processes = max(1, args.gpus_per_node)
     if trains_source:
@@ -111,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return slurm.TaskJob(task.name, program, training.ckpdir, shape, training.retries)
 
     targets = longest_first(
-        tasks, place.folders, training.ckpdir, TRAIN_SPLITS[training.train_split],
+        tasks, space.folders, training.ckpdir, TRAIN_SPLITS[training.train_split],
         training.nb_epochs, training.resize, training.crop,
     )  # fmt: skip
     stages = [[job(SOURCE)] if SOURCE in tasks else [], list(map(job, targets))]
@@ -164,7 +166,7 @@ def collect(tasks: Sequence[DecathlonTask], ckpdir: Path) -> bool:
             say(f"{task.name}: {len(history)} of {asked} epochs are finished")
         if history:
             histories[task.name] = history
-    report(histories, ckpdir)
+    show_results(histories, ckpdir)
     return bool(histories)
 
 

@@ -1,6 +1,6 @@
 """Straight-through Gumbel-softmax sampling of SpotTune's per-block decisions.
 
-Guo et al., section 3.2 and Fig. 2. For each image and each residual block the policy network
+Guo et al., section 3.2, equation 4. For each image and each residual block the policy network
 emits two logits: keep the pretrained block (index 0), or use its fine-tuned copy (index 1). The
 forward pass takes the hard argmax of logits + Gumbel noise, which is one draw from
 softmax(logits); the backward pass uses the gradient of softmax((logits + noise) / temperature).
@@ -10,7 +10,7 @@ Shapes (N images, L residual blocks: 12 in ResNet-26):
     noise      N x L x 2   independent draws of Gumbel(0, 1)
     decisions  N x L       0 = pretrained block, 1 = fine-tuned block
 
-At test time the policy's logits plus one of the following decide:
+At test time one of these is added to the policy's logits, and then the larger one decides:
     argmax      nothing: the likelier decision
     sample      Gumbel noise: a draw, as in training and in the released code
     finetuned   infinity for the fine-tuned blocks: every image uses all of them
@@ -28,7 +28,7 @@ TEMPERATURE = 5.0  # never annealed, as in the released code
 
 
 def gumbel_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Independent Gumbel(0, 1) draws on the generator's device: -log of exponential ones."""
+    """Independent Gumbel(0, 1) draws on the generator's device: -log of exponential draws."""
     exponential = torch.empty(tuple(shape), device=generator.device)
     exponential.exponential_(generator=generator)
     return -exponential.clamp_min(torch.finfo(exponential.dtype).tiny).log()
@@ -46,7 +46,7 @@ def added_at_test_time(
 def sample_decisions(
     logits_NL2: Tensor, noise_NL2: Tensor, temperature: float = TEMPERATURE
 ) -> Tensor:
-    """Draw decisions N x L that are hard forward and have the soft sample's gradient backward."""
+    """Draw decisions N x L: hard values forward, the soft sample's gradient backward."""
     noisy_NL2 = logits_NL2 + noise_NL2
     hard_NL = likelier_decisions(noisy_NL2)
     soft_NL = torch.softmax(noisy_NL2 / temperature, dim=-1)[..., 1]

@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -24,8 +24,8 @@ from engine.arguments import (
     number_of_blocks,
 )
 from engine.fit import Pace
-from engine.settings import TRAIN_SPLITS, Settings
-from engine.transfer import Workplace, refuse_adopted, source_weights, train_task
+from engine.settings import TRAIN_SPLITS, Recipe
+from engine.transfer import Workspace, refuse_adopted, source_weights, train_task
 from launch.side_by_side import (
     check_finished,
     end_with_parent,
@@ -33,22 +33,23 @@ from launch.side_by_side import (
     longest_first,
     train_side_by_side,
 )
-from methods.registry import METHODS, MethodRow, choose_policy
+from methods.registry import METHODS, MethodRow, Options, choose_policy
 from models.resnet26 import PAPER_WIDTH
-from reporting.plots import draw_curves, draw_fine_tuned_share
+from reporting.plots import draw_curves
+from reporting.run_table import show_results
 from runtime.cli import Parser, non_negative_float, non_negative_int, positive_float, positive_int
 from runtime.devices import choose_compute, describe, job_devices
 from runtime.distributed import check_group, group_of_processes, own_device
 from runtime.errors import SpotTuneError, run_script
 from runtime.locks import refuse_claimed
 from runtime.progress import say
-from weights.mean_std import read_mean_std
+from weights.mean_std import find_mean_std, read_mean_std
 
-SCRIPT = Path(__file__)
+SCRIPT = Path(__file__).resolve()  # it may be started through a link
 OWN_MEAN_STD = SCRIPT.parent / "decathlon_mean_std.pickle"
 RELEASED_WEIGHTS = "resnet26_pretrained.t7"  # looked for here and beside this script
-SAME_IN_SETTINGS = ("lr", "lr_agent", "batch_size", "resize", "crop", "width", "seed")
-SAME_IN_SETTINGS += ("train_split", "k", "l2sp_alpha", "l2sp_beta", "lambda_k", "lambda_e")
+SAME_IN_RECIPE = ("lr", "lr_agent", "batch_size", "resize", "crop", "width", "seed", "train_split")
+SAME_IN_RECIPE += tuple(field.name for field in fields(Options))
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -72,8 +73,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--pretrained", type=Path, metavar="FILE",
         help="source weights: the released .t7, a checkpoint of imagenet12, or none; unset: "
              f"./{RELEASED_WEIGHTS} if it is there, else imagenet12 is trained")
-    add("--mean_std", type=Path, default=OWN_MEAN_STD, metavar="FILE",
-        help="mean and std of every task, to normalise with")
+    add("--mean_std", type=Path, metavar="FILE",
+        help="mean and std of every task, to normalise with; unset: decathlon_mean_std.pickle in "
+             "--datadir if it is there, else the one beside this script")
     add("--train_split", choices=list(TRAIN_SPLITS), default="trainval",
         help="trainval, as the challenge allows: val accuracies are then on images seen in "
              "training; train gives honest ones")
@@ -124,76 +126,74 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = own_device(args.device) if is_alone else "cpu"  # who watches others opens no GPU
     compute = choose_compute(device, args.precision, args.compile, args.threads)
     method = METHODS[args.method]
-    settings = Settings(
+    recipe = Recipe(
         epochs=args.nb_epochs,
         milestones=tuple(step for step in (args.step1, args.step2, args.step3) if step),
         policy=choose_policy(method.policies, args.policy),
         precision=compute.precision,
-        weight_decay=0.0,  # each task has its own
-        mean=(),  # as these
-        std=(),
-        source_sha256="",
-        **{name: getattr(args, name) for name in SAME_IN_SETTINGS},
+        **{name: getattr(args, name) for name in SAME_IN_RECIPE},
     )
-    for_source = replace(settings, epochs=args.source_epochs, milestones=tuple(args.source_steps))
+    for_source = replace(recipe, epochs=args.source_epochs, milestones=tuple(args.source_steps))
     pretrained = pretrained_file(args.pretrained)
     with group_of_processes(compute.device) as group:
         check_group(group, args.batch_size, tasks == [SOURCE] and pretrained is None)
-        place = Workplace(
+        mean_std = find_mean_std(args.mean_std, args.datadir, OWN_MEAN_STD)
+        space = Workspace(
             folders=data_folders(args.datadir, args.imdbdir, args.cachedir),
             ckpdir=args.ckpdir,
-            mean_std=read_mean_std(args.mean_std),
+            mean_std=read_mean_std(mean_std),
             compute=replace(compute, group=group),
             pace=Pace(args.eval_every, 60 * args.checkpoint_minutes),
         )
-        check_tasks(tasks, place, pretrained, method.from_source)
+        check_tasks(tasks, space, pretrained, method.from_source)
         if str(args.pretrained) == "none":
-            refuse_adopted(place.checkpoint(SOURCE))
-        where = describe(place.compute) if is_alone else ", ".join(devices)
+            refuse_adopted(space.checkpoint(SOURCE))
+        where = describe(space.compute) if is_alone else ", ".join(devices)
         say(f"{method.title} on {where}; seed {args.seed}, records in {args.ckpdir}")
+        say(f"mean and std of the images: {mean_std}")
         if is_alone:
-            histories = train_in_turn(place, tasks, method, settings, for_source, pretrained)
+            histories = train_in_turn(space, tasks, method, recipe, for_source, pretrained)
         else:
             threads = args.threads or max(1, torch.get_num_threads() // len(devices))
             command = job_command(SCRIPT, sys.argv[1:] if argv is None else argv, threads)
             splits = TRAIN_SPLITS[args.train_split]
             targets = longest_first(
-                tasks, place.folders, args.ckpdir, splits, args.nb_epochs, args.resize, args.crop
+                tasks, space.folders, args.ckpdir, splits, args.nb_epochs, args.resize, args.crop
             )
             histories = train_side_by_side(
                 tasks, targets, args.ckpdir, devices, command, args.retries
             )
         if group.is_first and not args.is_job:
-            report(histories, args.ckpdir)
+            show_results(histories, args.ckpdir)
     check_finished(tasks, histories, args.ckpdir)
 
 
 def train_in_turn(
-    place: Workplace,
+    space: Workspace,
     tasks: Sequence[DecathlonTask],
     method: MethodRow,
-    settings: Settings,
-    for_source: Settings,
+    recipe: Recipe,
+    for_source: Recipe,
     pretrained: Path | None,
 ) -> dict[str, list[dict]]:
     """The source network first, then the method on each target; their histories."""
     weights, histories = None, {}
     if method.from_source or SOURCE in tasks:
-        weights, history = source_weights(place, for_source, pretrained, SOURCE in tasks)
+        weights, history = source_weights(space, for_source, pretrained, SOURCE in tasks)
         histories = {SOURCE.name: history} if SOURCE in tasks else {}
-        if SOURCE in tasks and "train_loss" in (history or [{}])[-1]:
-            draw_task_curves(place, SOURCE, history)
+        if SOURCE in tasks and history and "train_loss" in history[-1]:  # else it was not trained
+            draw_task_curves(space, SOURCE, history)
     weights = weights if method.from_source else None
     for task in tasks:
         if task is not SOURCE:
-            histories[task.name] = train_task(place, task, method.name, settings, weights)
-            draw_task_curves(place, task, histories[task.name])
+            histories[task.name] = train_task(space, task, method.name, recipe, weights)
+            draw_task_curves(space, task, histories[task.name])
     return histories
 
 
-def draw_task_curves(place: Workplace, task: DecathlonTask, history: list[dict]) -> None:
-    if place.compute.group.is_first:
-        draw_curves(history, task.name, place.checkpoint(task).with_name("curves.png"))
+def draw_task_curves(space: Workspace, task: DecathlonTask, history: list[dict]) -> None:
+    if space.compute.group.is_first:
+        draw_curves(history, task.name, space.checkpoint(task).with_name("curves.png"))
 
 
 def pretrained_file(named: Path | None) -> Path | None:
@@ -212,73 +212,36 @@ def pretrained_file(named: Path | None) -> Path | None:
 
 
 def check_tasks(
-    tasks: Sequence[DecathlonTask], place: Workplace, pretrained: Path | None, from_source: bool
+    tasks: Sequence[DecathlonTask], space: Workspace, pretrained: Path | None, from_source: bool
 ) -> None:
     """Raise SpotTuneError at once if something that the run will need is missing."""
-    place.ckpdir.mkdir(parents=True, exist_ok=True)
-    if not os.access(place.ckpdir, os.W_OK):
-        raise SpotTuneError(f"--ckpdir {place.ckpdir}: cannot be written to; name another folder")
-    has_source = pretrained is not None or place.checkpoint(SOURCE).exists()
+    space.ckpdir.mkdir(parents=True, exist_ok=True)
+    if not os.access(space.ckpdir, os.W_OK):
+        raise SpotTuneError(f"--ckpdir {space.ckpdir}: cannot be written to; name another folder")
+    has_source = pretrained is not None or space.checkpoint(SOURCE).exists()
     if from_source and SOURCE not in tasks and not has_source:
         raise SpotTuneError(
-            f"no source weights: {place.checkpoint(SOURCE)} does not exist. Name some with "
+            f"no source weights: {space.checkpoint(SOURCE)} does not exist. Name some with "
             f"--pretrained, put the released {RELEASED_WEIGHTS} here, or add imagenet12 to "
             f"--tasks; only --method scratch needs none"
         )
     normalised = {task.name for task in (*tasks, *([SOURCE] if from_source else []))}
-    if lacking := sorted(normalised - place.mean_std.keys()):
+    if lacking := sorted(normalised - space.mean_std.keys()):
         raise SpotTuneError(
             f"--mean_std: the file has no mean and std for {', '.join(lacking)}. Add them, or "
             f"leave --mean_std out"
         )
     for task in tasks:
-        if not place.has(task, ["train", "val"]) and not (task is SOURCE and has_source):
+        if not space.has(task, ["train", "val"]) and not (task is SOURCE and has_source):
             raise SpotTuneError(
-                f"{task.name}: expected images in {place.folders.images_of(task.name)} and "
-                f"{task.name}_train.json and _val.json in {place.folders.imdbdir}. Fetch them "
+                f"{task.name}: expected images in {space.folders.images_of(task.name)} and "
+                f"{task.name}_train.json and _val.json in {space.folders.imdbdir}. Fetch them "
                 f"with `./download_data.sh ./data/`, or leave the task out with "
                 f"--tasks; `make demo` shows a run on made-up data"
                 + (", or give source weights with --pretrained" if task is SOURCE else "")
             )
-        if place.compute.group.is_first:  # which holds them for all of its group
-            refuse_claimed(place.checkpoint(task).parent)
-
-
-def report(histories: dict[str, list[dict]], ckpdir: Path) -> None:
-    """Print one table over the tasks, and draw which blocks each fine-tunes."""
-    last = {task: history[-1] for task, history in histories.items() if history}
-    if last:
-        say(table(last))
-    shares = {task: record["val_fine_tuned_share"] for task, record in last.items()}
-    shares = {task: share for task, share in shares.items() if share}
-    if shares:
-        picture = ckpdir / "fine_tuned_share.png"
-        draw_fine_tuned_share(shares, picture)
-        say(f"share of images that use each fine-tuned block: {picture}")
-
-
-def table(last: dict[str, dict]) -> str:
-    """The last record of every task, and the mean over them, as lines of text."""
-    lines = [f"\n{'task':14}{'epochs':>8}{'train %':>9}{'val %':>9}{'fine-tuned %':>14}"]
-    for task, record in last.items():
-        shares = record["val_fine_tuned_share"]
-        fine_tuned = 100 * sum(shares) / len(shares) if shares else None
-        lines.append(
-            f"{task:14}{record['epoch']:8}{figure(record.get('train_accuracy'), 9, 2)}"
-            f"{figure(record['val_accuracy'], 9, 2)}{figure(fine_tuned, 14, 1)}"
-        )
-    tested = [record["val_accuracy"] for record in last.values()]
-    tested = [accuracy for accuracy in tested if accuracy is not None]
-    if tested:
-        lines.append(f"{'mean':14}{'':17}{figure(sum(tested) / len(tested), 9, 2)}")
-    if any(record["val_seen_in_training"] for record in last.values()):
-        lines.append("trained on train and val: the val column is on images seen in training")
-    return "\n".join(lines)
-
-
-def figure(value: float | None, width: int, digits: int) -> str:
-    """A number, or a dash where there is none, at the right of a column."""
-    return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
+        if space.compute.group.is_first:  # which holds them for all of its group
+            refuse_claimed(space.checkpoint(task).parent)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Command-line arguments that several scripts share, and their checks."""
 
 import argparse
+import difflib
 from pathlib import Path
 
 from decathlon import TASK_BY_NAME
@@ -8,21 +9,27 @@ from engine.settings import LARGEST
 from gumbel_softmax import POLICIES
 from image_cache.packed import DataFolders
 from models.resnet26 import BLOCKS_PER_STAGE, SIDE_MULTIPLE
-from runtime.cli import folder_name, whole_number
+from runtime.cli import folder_name, number, whole_number
 from runtime.errors import SpotTuneError
 
 SMALLEST_SIDE = 2 * SIDE_MULTIPLE
 NUM_BLOCKS = sum(BLOCKS_PER_STAGE)
 
 
-def number_of_blocks(text: str) -> int:
-    """An argparse type: a number of residual blocks, 0 to 12."""
-    number = int(text)
-    if not 0 <= number <= NUM_BLOCKS:
-        raise argparse.ArgumentTypeError(
-            f"{number} given; expected 0 to {NUM_BLOCKS}, the residual blocks of the ResNet-26"
-        )
-    return number
+number_of_blocks = number(
+    int,
+    lambda value: 0 <= value <= NUM_BLOCKS,
+    f"0 to {NUM_BLOCKS}, the residual blocks of the ResNet-26",
+)
+
+
+def task_name(text: str) -> str:
+    """An argparse type: the name of a task; the likeliest one is suggested in its place."""
+    if text in TASK_BY_NAME:
+        return text
+    close = difflib.get_close_matches(text.lower(), TASK_BY_NAME, n=1, cutoff=0.7)
+    advice = f"did you mean {close[0]}?" if close else f"expected {', '.join(TASK_BY_NAME)}"
+    raise argparse.ArgumentTypeError(f"no task is named {text!r} ({advice})")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +38,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ckpdir",
         type=folder_name,
-        default=Path("checkpoints"),
+        default=Path("cv"),
         metavar="DIR",
         help="one folder per task: checkpoint, records, curves",
     )
@@ -66,9 +73,9 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
         "--tasks",
         nargs="+",
         metavar="TASK",
-        choices=list(TASK_BY_NAME),
+        type=task_name,
         default=list(TASK_BY_NAME),
-        help="any of %(choices)s; unset: all",
+        help=f"any of {', '.join(TASK_BY_NAME)}; unset: all",
     )
     parser.add_argument(
         "--policy",

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gumbel_softmax import added_at_test_time
-from image_cache.batches import evaluation_order
+from image_cache.batches import TaskData
 from image_cache.packed import PackedImages
-from image_cache.task_data import TaskData
 from runtime.devices import Compute, is_out_of_memory, to_device
 from runtime.errors import SpotTuneError
 from runtime.progress import say
@@ -47,12 +46,11 @@ def predict(
     draw = generator("gumbel", "test", *seed)
     noise = added_at_test_time(policy, len(data.images), method.num_blocks, draw)
     labels, losses, decisions = [], [], []
-    order = evaluation_order(data.images, data.view)
-    for batch, images, true_labels in data.on_device(order, batch_size, compute.device, label):
+    for batch in data.evaluation_batches(batch_size, label):
         noise_NL2 = to_device(noise[batch.positions], compute.device)
-        for scores_NK, decisions_NL, part in evaluator(images, noise_NL2):
+        for scores_NK, decisions_NL, part in evaluator(batch.images_N3HW, noise_NL2):
             labels.append(scores_NK.argmax(dim=1))
-            losses.append(_losses(scores_NK, true_labels[part]))
+            losses.append(_losses(scores_NK, batch.labels_N[part]))
             if decisions_NL is not None:
                 decisions.append(decisions_NL.bool())
         after_batch()

@@ -23,8 +23,7 @@ from torch import nn
 
 from engine.evaluation import Predictions, Tested
 from engine.settings import Settings
-from engine.step import EpochResult
-from image_cache.batches import View
+from image_cache.orders import View
 from methods.cost import macs_per_image
 from runtime.devices import Compute
 from runtime.files import write_whole
@@ -46,13 +45,13 @@ def epoch_record(
     epoch: int,
     settings: Settings,
     multiplier: float,
-    trained: EpochResult,
+    trained: Mapping[str, object],
     tested: Mapping[str, Tested],
 ) -> dict:
     """One line of records.jsonl. Accuracies in percent, losses in nats, shares from 0 to 1.
 
-    `tested`, by test-time policy, is empty where the epoch was not evaluated. If there are several,
-    the record has them all under "val_policies".
+    `trained`: EpochSums.averages. `tested`, by test-time policy, is empty where the epoch was not
+    evaluated. If there are several, the record has them all under "val_policies".
     """
     seen = settings.train_split == "trainval"
     policies = {policy: val_fields(result, seen) for policy, result in tested.items()}
@@ -60,10 +59,7 @@ def epoch_record(
         "epoch": epoch + 1,
         "lr": settings.lr * multiplier,
         "lr_agent": settings.lr_agent * multiplier,
-        "train_loss": trained.loss,
-        "train_penalty": trained.penalty,
-        "train_accuracy": trained.accuracy,
-        "train_fine_tuned_share": trained.fine_tuned_share,
+        **trained,
         **val_fields(tested.get(settings.policy), seen),
         **({"val_policies": policies} if len(policies) > 1 else {}),
     }

@@ -7,7 +7,7 @@ epoch's end. Only the loss is read back in each step, while the device works on 
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gumbel_softmax import gumbel_noise
-from image_cache.batches import training_order
-from image_cache.task_data import TaskData
+from image_cache.batches import TaskData
 from methods.optimizers import Rates
 from runtime.devices import Compute, is_out_of_memory, reading
 from runtime.distributed import ALONE, Group
@@ -40,13 +39,13 @@ class NotFiniteError(ArithmeticError):
 Forward = tuple[Tensor, Tensor | float, Tensor, Tensor | None]
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What one batch adds to an epoch's sums, as tensors on the device."""
+@dataclass
+class Sums:
+    """Over the images of a batch or of an epoch, as tensors on the device."""
 
-    loss_sum: Tensor
-    penalty_sum: Tensor
-    correct: Tensor
+    loss: Tensor  # cross-entropy, in nats
+    penalty: Tensor  # what the method adds to it
+    correct: Tensor  # images
     fine_tuned_L: Tensor  # images that took the fine-tuned copy of each block
 
 
@@ -58,7 +57,7 @@ def train_step(
     optimizers: Sequence[torch.optim.Optimizer],
     group: Group = ALONE,
     scale: float = 1.0,
-) -> StepResult:
+) -> Sums:
     """Update a method's networks on one batch; a single loss trains them all.
 
     `scale` makes the mean over the processes of `group`, whose parts of a batch may differ in
@@ -76,9 +75,9 @@ def train_step(
     for optimizer in optimizers:
         optimizer.step()
 
-    return StepResult(
-        loss_sum=loss.detach() * len(labels),
-        penalty_sum=torch.as_tensor(penalty, device=loss.device).detach() * len(labels),
+    return Sums(
+        loss=loss.detach() * len(labels),
+        penalty=torch.as_tensor(penalty, device=loss.device).detach() * len(labels),
         correct=(scores_NK.argmax(dim=1) == labels).sum(),
         fine_tuned_L=_fine_tuned_images(decisions_NL, images.device),
     )
@@ -109,7 +108,7 @@ class Trainer:
 
     def step(
         self, images: Tensor, labels: Tensor, noise_NL2: Tensor, whole: int | None = None
-    ) -> StepResult:
+    ) -> Sums:
         """One update; `whole` counts the batch's images if other processes have some of them.
 
         Raises SpotTuneError if memory does not suffice.
@@ -136,27 +135,13 @@ def _fine_tuned_images(decisions_NL: Tensor | None, device: torch.device) -> Ten
     return decisions_NL.detach().round().sum(dim=0)
 
 
-@dataclass(frozen=True)
-class EpochResult:
-    """Averages over the images of an epoch."""
-
-    loss: float  # cross-entropy, in nats
-    penalty: float  # what the method adds to it
-    accuracy: float  # percent
-    fine_tuned_share: list[float]  # of images, per block; empty for a network without decisions
-
-
 @dataclass
-class EpochSums:
-    """What an epoch's steps have come to so far: with weights and momenta all that it is.
+class EpochSums(Sums):
+    """The running sums of an epoch; with weights and momenta, its full state.
 
-    The sums stay on the device; a checkpoint inside an epoch holds them.
+    A checkpoint inside an epoch holds them.
     """
 
-    loss: Tensor
-    penalty: Tensor
-    correct: Tensor
-    fine_tuned_L: Tensor
     steps: int = 0
     seconds: float = 0.0
 
@@ -166,20 +151,24 @@ class EpochSums:
         correct = torch.zeros((), device=device, dtype=torch.int64)
         return cls(loss, penalty, correct, torch.zeros(num_blocks, device=device))
 
-    def add(self, step: StepResult) -> None:
-        self.loss += step.loss_sum
-        self.penalty += step.penalty_sum
-        self.correct += step.correct
-        self.fine_tuned_L += step.fine_tuned_L
+    def add(self, batch: Sums) -> None:
+        self.loss += batch.loss
+        self.penalty += batch.penalty
+        self.correct += batch.correct
+        self.fine_tuned_L += batch.fine_tuned_L
         self.steps += 1
 
-    def averages(self, num_images: int) -> EpochResult:
-        return EpochResult(
-            loss=self.loss.item() / num_images,
-            penalty=self.penalty.item() / num_images,
-            accuracy=100 * self.correct.item() / num_images,
-            fine_tuned_share=(self.fine_tuned_L / num_images).tolist(),
-        )
+    def averages(self, num_images: int) -> dict[str, float | list[float]]:
+        """The training part of an epoch's record: nats, percent, and shares from 0 to 1.
+
+        The shares, one a block, are empty for a network without decisions.
+        """
+        return {
+            "train_loss": self.loss.item() / num_images,
+            "train_penalty": self.penalty.item() / num_images,
+            "train_accuracy": 100 * self.correct.item() / num_images,
+            "train_fine_tuned_share": (self.fine_tuned_L / num_images).tolist(),
+        }
 
     def state_dict(self) -> dict[str, Tensor | int | float]:
         return dict(vars(self))
@@ -208,44 +197,33 @@ def num_steps(num_images: int, batch_size: int) -> int:
 
 
 def train_epoch(
-    trainer: Trainer,
-    data: TaskData,
-    seed: tuple[int | str, ...],
-    label: str,
-    sums: EpochSums,
-    after_step: Callable[[], None],
-) -> EpochResult:
+    trainer: Trainer, data: TaskData, seed: tuple[int | str, ...], label: str, sums: EpochSums
+) -> Iterator[None]:
     """One pass over the shuffled images; the same `seed`, (seed, task, epoch), the same pass.
 
-    It begins where `sums` ends, and adds to it. `after_step` may raise to leave the epoch.
+    It begins where `sums` ends, adds to it, and yields after each step: then the caller may save
+    or leave. Raises SpotTuneError, naming the images, if a loss is not finite.
     """
     method, device = trainer.method.train(), trainer.compute.device
-    order = training_order(data.images, data.view, *seed)
     noise = noise_for(method, len(data.images), *seed).to(device)
     before, start = sums.seconds, time.perf_counter()
     group = trainer.compute.group
-    batches = data.on_device(order, trainer.batch_size, device, label, sums.steps, group)
-    for batch, images, labels in batches:
+    for batch in data.training_batches(trainer.batch_size, seed, label, sums.steps, group):
         try:
-            step = trainer.step(images, labels, noise[batch.positions], batch.whole)
+            step = trainer.step(
+                batch.images_N3HW, batch.labels_N, noise[batch.positions], batch.whole
+            )
         except NotFiniteError as error:
-            shown = data.images.image_ids[order.indices[batch.positions]].tolist()
+            shown = ", ".join(map(str, batch.image_ids[:SHOWN_IMAGES]))
+            more = len(batch.image_ids) - SHOWN_IMAGES
             raise SpotTuneError(
                 f"{label}, step {sums.steps + 1}: the loss became {error}, so the networks were "
-                f"not updated. Images: {brief(shown)}. {REMEDY}"
+                f"not updated. Images: {shown}{f' and {more} more' if more > 0 else ''}. {REMEDY}"
             ) from error
         group.add_up(vars(step).values())
         sums.add(step)
         sums.seconds = before + time.perf_counter() - start
-        after_step()
-    return sums.averages(len(data.images))
-
-
-def brief(image_ids: Sequence[int]) -> str:
-    """The first image ids, and how many more there are."""
-    shown = ", ".join(map(str, image_ids[:SHOWN_IMAGES]))
-    more = len(image_ids) - SHOWN_IMAGES
-    return f"{shown} and {more} more" if more > 0 else shown
+        yield
 
 
 def noise_for(method: nn.Module, num_images: int, *seed: int | str) -> Tensor:

@@ -6,38 +6,39 @@ starts from it on a target task.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from decathlon import SOURCE, DecathlonTask
 from engine.checkpoints import Checkpoint, Latest, checkpoint_file
-from engine.fit import Pace, Run, evaluate, fit
+from engine.fit import Pace, evaluate, fit
 from engine.records import val_fields, write_surroundings
-from engine.settings import TRAIN_SPLITS, Settings
-from engine.source_weights import SourceWeights
-from image_cache.batches import View
+from engine.run import Run
+from engine.settings import TRAIN_SPLITS, Recipe, Settings, task_settings
+from image_cache.batches import TaskData
+from image_cache.orders import View
 from image_cache.packed import DataFolders
-from image_cache.task_data import TaskData
 from imdbfolder_coco import annotation_file, check_categories, load_images, require_labels, view_of
 from methods.baselines import PlainNetwork
-from methods.registry import METHODS, SOURCE_KIND, Options, build_method, choose_policy
+from methods.registry import SOURCE_KIND, build_method
 from models.resnet26 import ResNet, resnet26
 from runtime.devices import Compute
 from runtime.errors import SpotTuneError
 from runtime.locks import claimed
 from runtime.progress import say
 from runtime.randomness import seeded_initialisation
+from weights.source_weights import SourceWeights
 
 
 @dataclass(frozen=True)
-class Workplace:
+class Workspace:
     """What all tasks of a run share: where things lie, and what computes."""
 
     folders: DataFolders
     ckpdir: Path
-    mean_std: dict
+    mean_std: dict  # by task: three means and three stds, from 0 to 1
     compute: Compute
     pace: Pace
 
@@ -46,7 +47,8 @@ class Workplace:
         images = load_images(task, splits, self.folders, settings.resize)
         require_labels(images, task.name)
         view = view_of(task, images, settings.resize, settings.crop, training="train" in splits)
-        return TaskData(images, view, (settings.mean, settings.std))
+        mean_std = (settings.mean, settings.std)
+        return TaskData(images, view, mean_std, self.compute.device)
 
     def has(self, task: DecathlonTask, splits: Sequence[str]) -> bool:
         """Whether the task's images and annotations are there at all."""
@@ -56,46 +58,25 @@ class Workplace:
     def checkpoint(self, task: DecathlonTask) -> Path:
         return checkpoint_file(self.ckpdir, task.name)
 
-    def settings(
-        self, task: DecathlonTask, kind: str, shared: Settings, source_sha256: str
-    ) -> Settings:
-        """The shared settings with what is the task's own; 0 for what its method does not read."""
-        mean, std = self.mean_std[task.name]
-        row = METHODS.get(kind)  # None for the source: it has no options, and decides nothing
-        read, policies = (row.options, row.policies) if row else ((), ())
-        unread = {field.name: field.type(0) for field in fields(Options) if field.name not in read}
-        return replace(
-            shared,
-            **unread,
-            policy=choose_policy(policies, shared.policy),
-            weight_decay=task.weight_decay,
-            mean=tuple(mean),
-            std=tuple(std),
-            source_sha256=source_sha256,
-        )
-
 
 def source_weights(
-    place: Workplace, settings: Settings, pretrained: Path | None, wanted: bool
+    space: Workspace, recipe: Recipe, pretrained: Path | None, wanted: bool
 ) -> tuple[SourceWeights, list[dict]]:
-    """The source network's weights, read, trained or found in --ckpdir, and its history.
+    """The source network's weights and its history: adopted from a file, trained, or found.
 
     `wanted`: imagenet12 is one of the tasks, so it is trained or evaluated too.
     """
-    own = place.checkpoint(SOURCE)
+    own = space.checkpoint(SOURCE)
     found = Checkpoint.latest(own)
     is_other_file = pretrained is not None and pretrained.resolve() != own.resolve()
     if is_other_file or was_adopted(found):
-        weights = SourceWeights.read(pretrained if is_other_file else found.where, settings.width)
-        may_write = found is None or found.damage or wanted
-        # Tasks that start side by side adopt the same weights: the first does, the others wait.
-        with claimed(own.parent, patient=True) if may_write else nullcontext():
-            history = adopt_source(place, settings, weights, wanted)
+        weights = SourceWeights.read(pretrained if is_other_file else found.where, recipe.width)
+        history = adopt_source(space, recipe, weights, found, wanted)
     elif wanted:
-        history = train_source(place, settings)
-        weights = SourceWeights.read(own, settings.width)
+        history = train_task(space, SOURCE, SOURCE_KIND, recipe, None)
+        weights = SourceWeights.read(own, recipe.width)
     else:
-        weights, history = kept_source(found, settings.width), found.checkpoint.history
+        weights, history = kept_source(found, recipe.width), found.checkpoint.history
     say(f"source weights: {weights.where}")
     return weights, history
 
@@ -134,86 +115,98 @@ def refuse_adopted(path: Path) -> None:
 
 
 def adopt_source(
-    place: Workplace,
-    settings: Settings,
-    weights: SourceWeights,
-    evaluated: bool,
+    space: Workspace, recipe: Recipe, weights: SourceWeights, found: Latest | None, wanted: bool
 ) -> list[dict]:
     """Put pretrained weights into --ckpdir, where the submit scripts look for imagenet12's.
 
-    They are evaluated on val once, if that is wanted and the images are there.
+    They are evaluated on val once, if that is `wanted` and the images are there. `found`: what lies
+    in --ckpdir already.
     """
-    own = place.checkpoint(SOURCE)
-    found = Checkpoint.latest(own)
-    if found is not None and not was_adopted(found):
-        raise SpotTuneError(
-            f"{own}: holds a source network that was trained here, but {weights.where} was asked "
-            f"for. Name another --ckpdir, or give --pretrained none"
-        )
-    if found is not None and found.checkpoint.settings.source_sha256 != weights.sha256:
-        raise SpotTuneError(
-            f"{own}: holds other source weights than {weights.where}. Name another --ckpdir, or "
-            f"leave --pretrained out"
-        )
+    settings = replace(recipe, epochs=0)
+    settings = task_settings(SOURCE, SOURCE_KIND, settings, space.mean_std, weights.sha256)
     categories = [SOURCE.first_category_id + label for label in range(weights.num_classes)]
-    settings = place.settings(SOURCE, SOURCE_KIND, replace(settings, epochs=0), weights.sha256)
-    run = Run(place.ckpdir, SOURCE.name, SOURCE_KIND, categories, settings)
-    method = PlainNetwork(weights.network(settings.width))
-    kept = found.checkpoint.history if found else []
-    history = kept
-    if found is not None:
-        found.repair()
-    if evaluated and not history and place.has(SOURCE, ["val"]):
-        history = [adopted_record(run, method, place)]
-    elif evaluated and not history:
-        say(f"{SOURCE.name}: its images are not in {place.folders.datadir}, so it is not evaluated")
-    if found is None or kept != history:
-        view = View(settings.resize, settings.resize)
-        write_surroundings(run.folder, run.arguments(), place.compute, method, view)
-        run.save(method, [], history)
+    run = Run(space.ckpdir, SOURCE.name, SOURCE_KIND, categories, settings)
+    if found is not None and not found.damage and not wanted:
+        check_same_source(found, weights)
+        return found.checkpoint.history
+    # Tasks that start side by side adopt the same weights: the first does, the others wait.
+    with claimed(run.folder, patient=True):
+        found = Checkpoint.latest(run.path)
+        if found is not None:
+            check_same_source(found, weights)
+            found.repair()
+        history = found.checkpoint.history if found else []
+        method = PlainNetwork(weights.network(settings.width))
+        tested = []
+        if wanted and not (history and saw_the_same(found.checkpoint.settings, settings)):
+            tested = evaluated_once(run, method, space)
+        if found is None or tested:
+            history = tested
+            view = View(settings.resize, settings.resize)
+            write_surroundings(run.folder, run.arguments(), space.compute, method, view)
+            run.save(method, [], history)
     return history
 
 
-def adopted_record(run: Run, method: PlainNetwork, place: Workplace) -> dict:
-    """The one record of weights that were not trained here."""
-    val_data = place.data(SOURCE, ("val",), run.settings)
+def saw_the_same(ours: Settings, others: Settings) -> bool:
+    """Whether evaluations under both see the same pixels, so that one figure serves both."""
+    names = ("resize", "mean", "std")
+    return all(getattr(ours, name) == getattr(others, name) for name in names)
+
+
+def check_same_source(found: Latest, weights: SourceWeights) -> None:
+    """Raise SpotTuneError if --ckpdir holds another source network than the weights asked for."""
+    if not was_adopted(found):
+        raise SpotTuneError(
+            f"{found.path}: holds a source network that was trained here, but {weights.where} was "
+            f"asked for. Name another --ckpdir, or give --pretrained none"
+        )
+    if found.checkpoint.settings.source_sha256 != weights.sha256:
+        raise SpotTuneError(
+            f"{found.path}: holds other source weights than {weights.where}. Name another "
+            f"--ckpdir, or leave --pretrained out"
+        )
+
+
+def evaluated_once(run: Run, method: PlainNetwork, space: Workspace) -> list[dict]:
+    """The one record of weights that were not trained here; none without images to test on."""
+    if not space.has(SOURCE, ["val"]):
+        say(f"{SOURCE.name}: its images are not in {space.folders.datadir}, so it is not evaluated")
+        return []
+    val_data = space.data(SOURCE, ("val",), run.settings)
     check_categories(run.task, run.categories, val_data.images.categories.tolist())
-    method.to(place.compute.device, memory_format=torch.channels_last)
-    (tested,) = evaluate(run, method, val_data, place.compute).values()
+    method.to(space.compute.device, memory_format=torch.channels_last)
+    (tested,) = evaluate(run, method, val_data, space.compute).values()
     say(f"{SOURCE.name}: the pretrained weights reach {tested.accuracy:.1f} % on val")
-    return {"epoch": 0, **val_fields(tested, seen_in_training=False)}
-
-
-def train_source(place: Workplace, settings: Settings) -> list[dict]:
-    """Train imagenet12 with a plain ResNet-26 from random weights."""
-    return train_task(place, SOURCE, SOURCE_KIND, settings, None)
+    return [{"epoch": 0, **val_fields(tested, seen_in_training=False)}]
 
 
 def train_task(
-    place: Workplace,
+    space: Workspace,
     task: DecathlonTask,
     kind: str,
-    shared: Settings,
+    recipe: Recipe,
     weights: SourceWeights | None,
 ) -> list[dict]:
     """Data, initial weights and training of one task, held by this process; its history.
 
-    `kind` of method, see methods.py; without `weights` it starts from random ones.
+    `kind` of method: see methods/registry.py. Without `weights` it starts from random ones.
     """
-    group = place.compute.group
-    with claimed(place.checkpoint(task).parent) if group.is_first else nullcontext():
-        settings = place.settings(task, kind, shared, weights.sha256 if weights else "")
+    group = space.compute.group
+    with claimed(space.checkpoint(task).parent) if group.is_first else nullcontext():
+        source_sha256 = weights.sha256 if weights else ""
+        settings = task_settings(task, kind, recipe, space.mean_std, source_sha256)
         with group.first_before_others():
-            train_data = place.data(task, TRAIN_SPLITS[settings.train_split], settings)
-            val_data = place.data(task, ("val",), settings)
+            train_data = space.data(task, TRAIN_SPLITS[settings.train_split], settings)
+            val_data = space.data(task, ("val",), settings)
         categories = train_data.images.categories.tolist()
         check_categories(task.name, categories, val_data.images.categories.tolist())
         with seeded_initialisation(settings.seed, task.name):
             net = initial_network(weights, len(categories), settings.width)
             method = build_method(kind, net, settings.width, settings.options)
         settings = replace(settings, data_sha256=train_data.images.sha256())
-        run = Run(place.ckpdir, task.name, kind, categories, settings)
-        return fit(run, method, train_data, val_data, place.compute, place.pace)
+        run = Run(space.ckpdir, task.name, kind, categories, settings)
+        return fit(run, method, train_data, val_data, space.compute, space.pace)
 
 
 def initial_network(weights: SourceWeights | None, num_classes: int, width: int) -> ResNet:

@@ -1,116 +1,137 @@
-"""Which window of which image comes when: the draws of an epoch, and the batches cut from them.
+"""One split of a task as the network sees it: normalised batches on the computing device.
 
-Shapes (N images of a batch, H x W pixels): images N x H x W x 3 uint8, labels N int64.
+If a GPU has room, the pixels of a whole split are copied to it once, and windows are cut by one
+gather. Otherwise they are cut on the host and sent from pinned memory. Both give the same bytes.
+
+Shapes (N images of a batch, H x W pixels): images N x 3 x H x W float32, channels_last.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from image_cache.cutting import Cutter
+from image_cache.orders import EpochOrder, View, evaluation_order, training_order
 from image_cache.packed import PackedImages
 from runtime.devices import to_device
 from runtime.distributed import ALONE, Group
-from runtime.randomness import generator
+from runtime.progress import track
 
-
-@dataclass(frozen=True)
-class View:
-    """What the network sees of every image: a window of height x width pixels."""
-
-    height: int
-    width: int
-    random: bool = False  # anywhere in the image, instead of its centre
-    flip: bool = False  # mirrored left to right, every second time
+SHARE_OF_FREE_MEMORY = 0.25  # that the pixels of one split may take on a GPU
+PIECE_BYTES = 1 << 26  # copied to a GPU at a time
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pixels and labels of N images."""
+    """N images and labels, on the device."""
 
-    images_NHW3: Tensor  # uint8
+    images_N3HW: Tensor
     labels_N: Tensor  # int64
+    image_ids: np.ndarray  # N
     positions: slice  # of these images in the epoch's order
-    whole: int  # images of the batch, those of other processes among them
+    whole: int  # images of the batch, including those of other processes
 
 
-@dataclass(frozen=True)
-class EpochOrder:
-    """Which image comes when, and where it is cut: all of an epoch's draws about the data."""
+class TaskData:
+    """The images of a split, what the network sees of them, and their normalisation.
 
-    indices: np.ndarray
-    tops: np.ndarray
-    lefts: np.ndarray
-    flips: np.ndarray
+    `mean_std`: red, green and blue from 0 to 1, three numbers each.
+    """
 
-    def batches(
+    def __init__(
         self,
-        labels: np.ndarray,
-        cut: Cutter,
+        images: PackedImages,
         view: View,
-        batch_size: int,
-        first: int = 0,
-        group: Group = ALONE,
-    ) -> Iterator[Batch]:
-        """Batches of `batch_size` images from the `first` on; the last holds what is left over.
+        mean_std: tuple[Sequence[float], Sequence[float]],
+        device: torch.device,
+    ) -> None:
+        self.images, self.view, self.device = images, view, device
+        self._mean, self._std = (
+            torch.tensor(figures, device=device).view(3, 1, 1) for figures in mean_std
+        )
+        self._resident: Tensor | None = None  # all pixels, once they lie on a GPU
 
-        `labels` are those of all images; `cut` gives windows of them (see cutting.py). Processes
-        of a `group` take turns at the images of a batch; a last batch of fewer images than
-        processes is left out.
+    def training_batches(
+        self, batch_size: int, seed: tuple[int | str, ...], label: str, first: int, group: Group
+    ) -> Iterator[Batch]:
+        """A shuffled epoch from batch `first` on; the same `seed`, the same batches."""
+        order = training_order(self.images, self.view, *seed)
+        return self._batches(order, batch_size, label, first, group)
+
+    def evaluation_batches(self, batch_size: int, label: str) -> Iterator[Batch]:
+        """Every image once, in the order of the annotations."""
+        return self._batches(evaluation_order(self.images, self.view), batch_size, label, 0, ALONE)
+
+    def _batches(
+        self, order: EpochOrder, batch_size: int, label: str, first: int, group: Group
+    ) -> Iterator[Batch]:
+        """Batches from number `first` on; the last one may be smaller.
+
+        The processes of a `group` share the images of a batch in turn; a last batch with fewer
+        images than processes is left out.
         """
-        for start in range(first * batch_size, len(self.indices), batch_size):
-            end = min(start + batch_size, len(self.indices))
+        count = len(order.indices)
+        starts = range(first * batch_size, count, batch_size)
+        for start in track(starts, -(-count // batch_size), label, first=first):
+            end = min(start + batch_size, count)
             if end - start < group.size:
                 break
             part = slice(start + group.rank, end, group.size)
-            index = self.indices[part]
-            windows = cut(index, self.tops[part], self.lefts[part], view.height, view.width)
-            if self.flips[part].any():
-                flips = to_device(torch.from_numpy(self.flips[part]), windows.device)
-                windows = torch.where(flips.view(-1, 1, 1, 1), windows.flip(2), windows)
-            yield Batch(windows, torch.from_numpy(labels[index]), part, end - start)
+            index = order.indices[part]
+            labels = torch.from_numpy(self.images.labels[index])
+            yield Batch(
+                images_N3HW=self._normalised(self.windows(order, part)),
+                labels_N=to_device(labels, self.device),
+                image_ids=self.images.image_ids[index],
+                positions=part,
+                whole=end - start,
+            )
 
+    def windows(self, order: EpochOrder, part: slice) -> Tensor:
+        """The pixels of a part of an epoch, N x H x W x 3 uint8 on the device."""
+        height, width = self.view.height, self.view.width
+        where = (order.indices[part], order.tops[part], order.lefts[part], height, width)
+        if self._fits_on_device():
+            windows = self._cut_on_device(*where)
+        else:
+            windows = to_device(torch.from_numpy(self.images.crops(*where)), self.device)
+        if order.flips[part].any():
+            flips = to_device(torch.from_numpy(order.flips[part]), self.device)
+            windows = torch.where(flips.view(-1, 1, 1, 1), windows.flip(2), windows)
+        return windows
 
-def training_order(images: PackedImages, view: View, *seed: int | str) -> EpochOrder:
-    """A shuffled epoch with random crops and flips where `view` has them.
+    def _normalised(self, windows_NHW3: Tensor) -> Tensor:
+        """(x / 255 - mean) / std. Images are sent as bytes, a quarter of their size in float32."""
+        images_N3HW = windows_NHW3.permute(0, 3, 1, 2)
+        return images_N3HW.float().div_(255).sub_(self._mean).div_(self._std)
 
-    `seed` is e.g. (0, "svhn", epoch); the same parts give the same order, crops and flips.
-    """
-    count = len(images)
-    indices = torch.randperm(count, generator=generator("order", *seed)).numpy()
-    if not view.random:
-        tops, lefts = _centre(images, view, indices)
-    else:
-        draws = torch.rand(2, count, generator=generator("crops", *seed), dtype=torch.float64)
-        spare_rows = images.heights[indices] - view.height
-        spare_columns = images.widths[indices] - view.width
-        tops = (draws[0].numpy() * (spare_rows + 1)).astype(np.int64)
-        lefts = (draws[1].numpy() * (spare_columns + 1)).astype(np.int64)
-    flips = torch.rand(count, generator=generator("flips", *seed)).numpy() < 0.5
-    return EpochOrder(indices, tops, lefts, flips & view.flip)
+    def _fits_on_device(self) -> bool:
+        if self._resident is not None or self.device.type != "cuda":
+            return self._resident is not None
+        free, _ = torch.cuda.mem_get_info(self.device)
+        if self.images.num_bytes > SHARE_OF_FREE_MEMORY * free:
+            return False
+        self.put_on_device()
+        return True
 
+    def put_on_device(self) -> None:
+        """Copy all pixels to the device, in pieces: the host holds one of them at a time."""
+        self._resident = torch.empty(self.images.num_bytes, dtype=torch.uint8, device=self.device)
+        place = 0
+        for part in self.images.parts:
+            for start in range(0, len(part), PIECE_BYTES):
+                piece = torch.from_numpy(np.array(part[start : start + PIECE_BYTES]))
+                self._resident[place : place + len(piece)] = piece
+                place += len(piece)
 
-def evaluation_order(images: PackedImages, view: View) -> EpochOrder:
-    """Every image once, in the order of the file, cut at its centre."""
-    indices = np.arange(len(images))
-    tops, lefts = _centre(images, view, indices)
-    return EpochOrder(indices, tops, lefts, np.zeros(len(images), dtype=bool))
-
-
-def _centre(images: PackedImages, view: View, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Top left corners of centre crops; halves round to even, as torchvision's CenterCrop does."""
-    tops = np.rint((images.heights[indices] - view.height) / 2).astype(np.int64)
-    lefts = np.rint((images.widths[indices] - view.width) / 2).astype(np.int64)
-    return tops, lefts
-
-
-def normalise(images_NHW3: Tensor, mean_311: Tensor, std_311: Tensor) -> Tensor:
-    """uint8 N x H x W x 3 -> float32 N x 3 x H x W, channels_last: (x / 255 - mean) / std.
-
-    All on one device: what travels there are bytes, a quarter of what float32 would take.
-    """
-    images_N3HW = images_NHW3.permute(0, 3, 1, 2)
-    return images_N3HW.float().div_(255).sub_(mean_311).div_(std_311)
+    def _cut_on_device(
+        self, indices: np.ndarray, tops: np.ndarray, lefts: np.ndarray, height: int, width: int
+    ) -> Tensor:
+        """The same windows as PackedImages.crops; raises IndexError if one does not fit."""
+        rows = self.images.row_places(indices, tops, lefts, height, width)
+        row_places = to_device(torch.from_numpy(rows.reshape(-1)), self.device)
+        run = 3 * width
+        runs = self._resident.as_strided((len(self._resident) - run + 1, run), (1, 1))
+        return runs.index_select(0, row_places).view(len(indices), height, width, 3)

@@ -1,11 +1,11 @@
 """Image files -> RGB pixels with the shorter side resized, back to back in one file, on all cores.
 
-Bit for bit what Pillow and torchvision's Resize give. Pillow holds the interpreter for most of the
-time that a small JPEG takes: two cores pack no more images with two threads than with one (7,500
-images/s), but 14,000 with two processes. Many images are therefore decoded by processes that import
+Bit for bit what Pillow and torchvision's Resize give. Pillow holds the interpreter's lock for most
+of the time that a small JPEG takes: on two cores, two threads pack no more images than one (7,500
+images/s), but two processes pack 14,000. Many images are therefore decoded by processes that import
 nothing but Pillow and numpy. Worker w of W decodes every W-th chunk of
 images, tells their sizes, is told where the chunk begins, and writes it there itself; only sizes
-and places pass through the pipes.
+and places pass through the pipes. Images that cannot be decoded are collected and named together.
 """
 
 import json
@@ -27,17 +27,19 @@ from PIL import Image
 from runtime.errors import REMEDIES, SpotTuneError
 
 # Pillow can start an interpreter for some formats (EPS); these hold pixels and nothing else.
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "JPEG2000", "PPM")
 BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 MOST_OBLONG = 1000  # longer side by shorter side
-FEW_IMAGES = 1000  # fewer are decoded before processes have started
-CHUNK = 16  # images; with 128, which leave the processor's caches, it is 12,000 images/s
+SHOWN_DAMAGED = 20  # of the images that cannot be decoded
+FEW_IMAGES = 1000  # fewer are decoded sooner than processes start
+CHUNK = 16  # images; 128 do not fit into the processor's caches and give 12,000 images/s
 NUMBER = struct.Struct("<Q")  # a place in the file, or the length of a message
 ROOT = Path(__file__).resolve().parents[1]
 AS_SCRIPT = (
     f"import sys; sys.path[0] = {str(ROOT)!r}; from image_cache.decoding import main; main()"
 )
-SIZE = struct.Struct("<II")  # height and width of an image; 0 and 0 announce a message
+SIZE = struct.Struct("<II")  # height and width of an image, or one of these before a message:
+DAMAGED, FAILED = (0, 1), (0, 0)  # this image cannot be decoded; the worker cannot go on
 
 
 def write_pixels(
@@ -45,22 +47,45 @@ def write_pixels(
 ) -> Iterator[tuple[int, int]]:
     """Write all images from where `stream` stands; yields height and width of each.
 
-    Raises SpotTuneError, naming the file, if an image is missing or broken.
+    Raises SpotTuneError at the end, naming the files, if images are missing or broken.
     """
-    workers = os.cpu_count() or 1
+    workers = usable_cores()
     if workers > 1 and len(names) >= FEW_IMAGES:
-        yield from _write_with_workers(stream, names, folder, side, workers)
-        return
+        decoded = _decoded_by_workers(stream, names, folder, side, workers)
+    else:
+        decoded = _decoded_here(stream, names, folder, side)
+    damaged = []
+    for result in decoded:
+        if isinstance(result, str):
+            damaged.append(result)
+        else:
+            yield result
+    if damaged:
+        more = len(damaged) - SHOWN_DAMAGED
+        raise SpotTuneError(
+            f"{'; '.join(damaged[:SHOWN_DAMAGED])}{f'; and {more} more' if more > 0 else ''}. "
+            f"{len(damaged)} of {len(names)} images cannot be used, so none was packed. Fetch "
+            f"them again with ./download_data.sh"
+        )
+
+
+def _decoded_here(
+    stream: IO[bytes], names: Sequence[str], folder: Path, side: int
+) -> Iterator[tuple[int, int] | str]:
     for name in names:
-        with bombs_refused():
-            pixels = decode_image(folder / name, side)
+        try:
+            with bombs_refused():
+                pixels = decode_image(folder / name, side)
+        except UndecodableError as error:
+            yield str(error)
+            continue
         stream.write(pixels.data)
         yield pixels.shape[:2]
 
 
-def _write_with_workers(
+def _decoded_by_workers(
     stream: IO[bytes], names: Sequence[str], folder: Path, side: int, workers: int
-) -> Iterator[tuple[int, int]]:
+) -> Iterator[tuple[int, int] | str]:
     stream.flush()
     place = stream.tell()
     with ExitStack() as stack:
@@ -71,37 +96,57 @@ def _write_with_workers(
         running = [stack.enter_context(Worker(task.name, w, workers)) for w in range(workers)]
         for number, first in enumerate(range(0, len(names), CHUNK)):
             count = min(CHUNK, len(names) - first)
-            sizes = running[number % workers].chunk_sizes(count)
+            results = running[number % workers].chunk_results(count)
             running[number % workers].begin_at(place)
+            sizes = [size for size in results if not isinstance(size, str)]
             place += sum(3 * height * width for height, width in sizes)
-            yield from sizes
+            yield from results
         for worker in running:
             worker.finish()
     stream.seek(place)
 
 
+def usable_cores() -> int:
+    """Cores that this process may use: fewer than the machine has under SLURM or in a container."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")  # "microseconds of time, in a period of so many", or max
+    if quota.is_file():
+        allowed, period = quota.read_text().split()
+        if allowed != "max":
+            cores = min(cores, max(1, int(allowed) // int(period)))
+    return cores
+
+
 class Worker(subprocess.Popen):
-    """A process that decodes its chunks; it is ended when its images are no longer wanted."""
+    """A process that decodes its chunks; it is killed when its images are no longer needed."""
 
     def __init__(self, task: str, number: int, workers: int) -> None:
         command = [sys.executable, "-c", AS_SCRIPT, task, str(number), str(workers)]
         super().__init__(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.stdin = self.stdin.detach()  # holds nothing back that closing it would write again
+        self.stdin = self.stdin.detach()  # unbuffered, so that closing it writes nothing
 
     def __exit__(self, *details: object) -> None:
         self.kill()
         super().__exit__(*details)
 
-    def chunk_sizes(self, count: int) -> list[tuple[int, int]]:
-        """Heights and widths of the next `count` images, once they are decoded."""
-        return [self._size() for _ in range(count)]
+    def chunk_results(self, count: int) -> list[tuple[int, int] | str]:
+        """Heights and widths of the next `count` images, or what is wrong with them."""
+        return [self._result() for _ in range(count)]
 
-    def _size(self) -> tuple[int, int]:
+    def _result(self) -> tuple[int, int] | str:
         height, width = SIZE.unpack(self._read(SIZE.size))
-        if height == 0:
-            (length,) = NUMBER.unpack(self._read(NUMBER.size))
-            raise SpotTuneError(self._read(length).decode())
+        if (height, width) == DAMAGED:
+            return self._message()
+        if (height, width) == FAILED:
+            raise SpotTuneError(self._message())
         return height, width
+
+    def _message(self) -> str:
+        (length,) = NUMBER.unpack(self._read(NUMBER.size))
+        return self._read(length).decode()
 
     def begin_at(self, place: int) -> None:
         try:
@@ -110,7 +155,7 @@ class Worker(subprocess.Popen):
             raise SpotTuneError(DIED) from error
 
     def finish(self) -> None:
-        """Wait until everything is written; what went wrong there is raised here."""
+        """Wait until everything is written; raises SpotTuneError if something went wrong."""
         message = self.stdout.read()
         if message:
             raise SpotTuneError(message[SIZE.size + NUMBER.size :].decode())
@@ -125,14 +170,14 @@ class Worker(subprocess.Popen):
 
 
 DIED = (
-    "a process that decodes images ended before its work was done; was it killed, or is the memory "
-    "full? Start again: nothing half-made was kept"
+    "a process that decodes images ended before its work was done; was it killed, or did memory "
+    "run out? Start again: nothing unfinished was kept"
 )
 
 
 def main() -> None:
     """A worker: chunks `number`, `number` + `workers`, ... of the task."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent stops its workers
     task, number, workers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     content = json.loads(Path(task).read_text())
     names, chunk = content["names"], content["chunk"]
@@ -143,57 +188,64 @@ def main() -> None:
                 _decode_chunk(paths, content["side"], file)
     except BrokenPipeError:
         sys.exit(1)  # the parent is gone
-    except SpotTuneError as error:
-        _tell(str(error))
-    except OSError as error:  # of writing, unless it names an image that may not be read
-        _tell(f"{error.filename or content['file']}: {REMEDIES.get(error.errno, error.strerror)}")
+    except OSError as error:  # from writing, or of an image that may not be read
+        where = error.filename or content["file"]
+        reason = f"{where}: {REMEDIES.get(error.errno, error.strerror)}"
+        sys.stdout.buffer.write(_message(FAILED, reason))
+        sys.stdout.buffer.flush()
 
 
 def _decode_chunk(paths: Sequence[Path], side: int, file: IO[bytes]) -> None:
-    """Decode, tell the sizes, hear the place, write."""
-    images = [decode_image(path, side) for path in paths]
-    sys.stdout.buffer.write(b"".join(SIZE.pack(*pixels.shape[:2]) for pixels in images))
+    """Decode, report the sizes, receive the place, write."""
+    images, told = [], []
+    for path in paths:
+        try:
+            images.append(decode_image(path, side))
+        except UndecodableError as error:
+            told.append(_message(DAMAGED, str(error)))
+        else:
+            told.append(SIZE.pack(*images[-1].shape[:2]))
+    sys.stdout.buffer.write(b"".join(told))
     sys.stdout.buffer.flush()
     place = sys.stdin.buffer.read(NUMBER.size)
     if len(place) < NUMBER.size:
-        sys.exit(1)  # nobody wants the images any more
+        sys.exit(1)  # the images are no longer needed
     file.seek(NUMBER.unpack(place)[0])
     data = memoryview(b"".join(pixels.tobytes() for pixels in images))
     while data:
         data = data[file.write(data) :]
 
 
-def _tell(message: str) -> None:
-    data = message.encode()
-    sys.stdout.buffer.write(SIZE.pack(0, 0) + NUMBER.pack(len(data)) + data)
-    sys.stdout.buffer.flush()
+def _message(kind: tuple[int, int], text: str) -> bytes:
+    data = text.encode(errors="replace")
+    return SIZE.pack(*kind) + NUMBER.pack(len(data)) + data
+
+
+class UndecodableError(Exception):
+    """Which image is missing or broken, and how; not final, so that all of them can be named."""
 
 
 def decode_image(path: Path, side: int) -> np.ndarray:
     """RGB pixels H x W x 3 uint8 with the shorter side resized to `side`, as torchvision does.
 
-    Raises SpotTuneError, naming the file, if it is missing or cannot be decoded to its end.
+    Raises UndecodableError, naming the file, if it is missing or cannot be decoded to its end.
     """
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             return np.asarray(resize_shorter_side(image.convert("RGB"), side))
     except FileNotFoundError as error:
-        raise SpotTuneError(
-            f"{path}: listed in the annotations, but there is no such file. Check --datadir, or "
-            f"remove the task's folder and fetch it again with ./download_data.sh"
-        ) from error
+        raise UndecodableError(f"{path}: listed, but there is no such file") from error
     except PermissionError:
         raise
     except (OSError, ValueError, SyntaxError, *BOMBS) as error:
-        raise SpotTuneError(
-            f"{path}: cannot be decoded as an image ({error}); it may be cut short. Remove "
-            f"the task's folder and fetch it again with ./download_data.sh"
+        raise UndecodableError(
+            f"{path}: cannot be decoded ({error}); cut short, or none of {', '.join(IMAGE_FORMATS)}"
         ) from error
 
 
 @contextmanager
 def bombs_refused() -> Iterator[None]:
-    """Make an error of Pillow's warning that an image is large: 89 million pixels, 0.4 GB.
+    """Turn Pillow's warning about a large image (89 million pixels, 0.4 GB) into an error.
 
     Not part of `decode_image`, where it would cost 7 % of a small image's time.
     """

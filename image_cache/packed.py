@@ -1,26 +1,27 @@
 """Images decoded once: a flat file of pixels with an index, mapped into memory, cropped by index.
 
-A JPEG decoded again in each of 110 epochs costs more than it needs to. Here each split is decoded
-once, on all cores, its shorter side resized, and kept as raw RGB. The pixels are bit for bit those
-of Pillow and torchvision's Resize.
+Decoding every JPEG again in each of 110 epochs would waste time. Here each split is decoded once,
+on all cores, its shorter side resized, and kept as raw RGB. The pixels are bit for bit those of
+Pillow and torchvision's Resize.
 
 File layout, little endian:
     64 bytes   magic, offset of the index, length of the file, CRC-32 of everything after the pixels
     pixels     image after image, each height x width x 3 uint8
-    index      one INDEX record an image
-    JSON       category ids, the annotations' SHA-256, side, version
+    index      one INDEX record per image
+    JSON       category ids, side, version; where the images came from: `origin`, a hash of the
+               annotations, and a fingerprint of the folders that hold the image files
 
-The file is tied to its annotations by their hash and is rebuilt when they change, or when its
-length or its index is not what it should be. A change of the image files alone is not noticed, nor
-are flipped bits among the pixels: delete the packed file then.
+A file is packed again, with a message, when its annotations or its image files change, or when its
+length or its index is not what it should be. Flipped bits among the pixels are not noticed.
 """
 
+import errno
 import hashlib
 import json
 import os
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -28,13 +29,14 @@ from typing import IO
 import numpy as np
 
 from image_cache.decoding import write_pixels
+from runtime.errors import SpotTuneError
 from runtime.files import replacing
 from runtime.progress import say, track
 
-# What a tail that is no index raises.
+# What reading a damaged index raises.
 MISFITS = (struct.error, ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
 MAGIC = b"SPOTPACK"
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<8sQQI36x")  # 64 bytes
 INDEX = np.dtype(
     [("offset", "<u8"), ("image_id", "<i8"), ("label", "<i4"), ("height", "<u4"), ("width", "<u4")]
@@ -63,6 +65,10 @@ class DataFolders:
         """The folder of a task's images."""
         return self.datadir / "data" / task
 
+    def pack_of(self, name: str, side: int) -> Path:
+        """Where the packed images of e.g. "svhn_train" lie."""
+        return self.cachedir / f"{name}_{side}.pack"
+
 
 class PackedImages:
     """N images of one or several packed files.
@@ -73,7 +79,7 @@ class PackedImages:
     def __init__(
         self, pixels: Sequence[np.ndarray], index: Sequence[np.ndarray], categories
     ) -> None:
-        self.parts = list(pixels)  # flat uint8, one a file, the bytes before the pixels included
+        self.parts = list(pixels)  # flat uint8, one per file, header included
         self._part = np.repeat(np.arange(len(index)), [len(part) for part in index])
         self._part_begins = np.cumsum([0] + [len(part) for part in self.parts])
         self._index = list(index)
@@ -87,7 +93,7 @@ class PackedImages:
 
     @classmethod
     def merged(cls, parts: Sequence["PackedImages"]) -> "PackedImages":
-        """One set out of several with the same categories, in their order."""
+        """Several sets with the same categories as one, in this order."""
         pixels = [flat for part in parts for flat in part.parts]
         index = [records for part in parts for records in part._index]
         return cls(pixels, index, parts[0].categories)
@@ -97,7 +103,7 @@ class PackedImages:
 
     @property
     def num_bytes(self) -> int:
-        """Length of all parts, one behind the other."""
+        """Length of all parts together."""
         return int(self._part_begins[-1])
 
     def sha256(self) -> str:
@@ -111,7 +117,7 @@ class PackedImages:
     ) -> np.ndarray:
         """Windows with the given corners of the given images, n x height x width x 3 uint8.
 
-        Raises IndexError where a window does not lie inside its image.
+        Raises IndexError if a window does not lie inside its image.
         """
         rows = self.row_places(indices, tops, lefts, height, width)
         out = np.empty((len(indices), height, 3 * width), dtype=np.uint8)
@@ -141,38 +147,74 @@ def _runs_of_bytes(flat: np.ndarray, length: int) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(flat, length)
 
 
-def open_packed(
-    annotation_path: Path,
-    name: str,
-    folders: DataFolders,
-    side: int,
-    read_annotations: Callable[[Path], Annotations],
+def open_pack(path: Path, origin: str, datadir: Path, side: int) -> PackedImages | None:
+    """The images packed in `path`, or None, with a message, if they must be packed anew."""
+    if not path.exists():
+        return None
+    try:
+        return _map(path, origin, datadir, side)
+    except StalePackError as reason:
+        say(f"{path}: {reason}; packing the images again")
+    except MISFITS:
+        say(f"{path}: its index is not valid; packing the images again")
+    return None
+
+
+def write_pack(
+    path: Path, annotations: Annotations, origin: str, datadir: Path, side: int
 ) -> PackedImages:
-    """The images that `annotation_path` lists, shorter side `side`, packed first if need be."""
-    path = pack_file(folders, name, side)
-    digest = sha256_of(annotation_path)
-    if path.exists():
-        try:
-            return _map(path, digest, side)
-        except StalePackError as reason:
-            say(f"{path}: {reason}; packing the images again")
-    annotations = read_annotations(annotation_path)
-    folders.cachedir.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as stream:
-        _write(stream, annotations, digest, folders.datadir, side, label=f"packing {name}")
-    return _map(path, digest, side)
+    """Decode all images into `path`, whole or not at all, and open it.
+
+    `origin`: a hash of all that decides which images these are, and their labels. Raises
+    SpotTuneError, naming the files, where images are missing or broken.
+    """
+    folders = sorted({str(Path(name).parent) for name in annotations.file_names})
+    facts = {
+        "version": VERSION,
+        "side": side,
+        "origin": origin,
+        "folders": folders,
+        "fingerprint": fingerprint(datadir, folders),
+        "categories": annotations.categories.tolist(),
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as stream:
+            index = new_index(annotations)
+            stream.write(bytes(HEADER.size))
+            sizes = write_pixels(stream, annotations.file_names, datadir, side)
+            set_sizes(index, track(sizes, len(index), f"packing {path.stem}", unit="image"))
+            finish(stream, index, facts)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise SpotTuneError(
+            f"{path.parent}: the decoded images cannot be kept there ({error.strerror}); name "
+            f"another folder with --cachedir"
+        ) from error
+    return _map(path, origin, datadir, side)
 
 
-def pack_file(folders: DataFolders, name: str, side: int) -> Path:
-    """Where the packed images of e.g. "svhn_train" lie."""
-    return folders.cachedir / f"{name}_{side}.pack"
+def fingerprint(datadir: Path, folders: Iterable[str]) -> str:
+    """A hash over names, sizes and times of the files in `folders`; "" if none of these exists."""
+    digest, found = hashlib.sha256(), False
+    for folder in folders:
+        if not (datadir / folder).is_dir():
+            continue
+        found = True
+        for entry in sorted(os.scandir(datadir / folder), key=lambda entry: entry.name):
+            status = entry.stat()
+            facts = (folder, entry.name, status.st_size, status.st_mtime_ns)
+            if entry.is_file():
+                digest.update(repr(facts).encode())
+    return digest.hexdigest() if found else ""
 
 
 class StalePackError(Exception):
-    """A packed file that is damaged, or belongs to other annotations."""
+    """A packed file that is damaged, or belongs to other annotations or images."""
 
 
-def _map(path: Path, annotations_sha256: str, side: int) -> PackedImages:
+def _map(path: Path, origin: str, datadir: Path, side: int) -> PackedImages:
     with path.open("rb") as stream:
         length = os.fstat(stream.fileno()).st_size
         header = stream.read(HEADER.size)
@@ -186,16 +228,17 @@ def _map(path: Path, annotations_sha256: str, side: int) -> PackedImages:
         if zlib.crc32(tail) != crc:
             raise StalePackError("its index is damaged")
         pixels = np.memmap(stream, np.uint8, mode="r", offset=0, shape=(index_offset,))
-    try:
-        (num_images,) = struct.unpack_from("<Q", tail)
-        index = np.frombuffer(tail, INDEX, count=num_images, offset=8)
-        facts = json.loads(tail[8 + index.nbytes :])
-        known = {key: facts[key] for key in ("version", "side", "annotations_sha256")}
-        categories = np.array(facts["categories"], dtype=np.int64)
-    except MISFITS as error:
-        raise StalePackError("its index makes no sense") from error
-    if known != {"version": VERSION, "side": side, "annotations_sha256": annotations_sha256}:
+    (num_images,) = struct.unpack_from("<Q", tail)
+    index = np.frombuffer(tail, INDEX, count=num_images, offset=8)
+    facts = json.loads(tail[8 + index.nbytes :])
+    if (facts["version"], facts["side"], facts["origin"]) != (VERSION, side, origin):
         raise StalePackError("made from other annotations, or by another version")
+    found = fingerprint(datadir, facts["folders"])
+    if not found:
+        say(f"{path}: its image files are gone from {datadir}; using the packed ones")
+    elif found != facts["fingerprint"]:
+        raise StalePackError("made from other image files")
+    categories = np.array(facts["categories"], dtype=np.int64)
     if not _makes_sense(index, categories, side, index_offset):
         raise StalePackError("its index points outside its pixels or categories")
     return PackedImages([pixels], [index], categories)
@@ -212,38 +255,24 @@ def _makes_sense(index: np.ndarray, categories: np.ndarray, side: int, index_off
     return bool((inside & sides & labels).all())
 
 
-def _write(
-    stream: IO[bytes], annotations: Annotations, digest: str, datadir: Path, side: int, label: str
-) -> None:
-    """Decode all images into `stream`, then the index, then the header."""
-    index = new_index(annotations)
-    stream.write(bytes(HEADER.size))
-    offset = HEADER.size
-    sizes = write_pixels(stream, annotations.file_names, datadir, side)
-    for position, (height, width) in enumerate(track(sizes, len(index), label, unit="image")):
-        for field, value in (("offset", offset), ("height", height), ("width", width)):
-            index[field][position] = value
-        offset += 3 * height * width
-    finish(stream, index, annotations.categories, digest, side)
-
-
 def new_index(annotations: Annotations) -> np.ndarray:
-    """One INDEX record an image, its place in the file and its size still 0."""
+    """One INDEX record per image, with its place in the file and its size still 0."""
     index = np.zeros(len(annotations.image_ids), dtype=INDEX)
     index["image_id"], index["label"] = annotations.image_ids, annotations.labels
     return index
 
 
-def finish(
-    stream: IO[bytes], index: np.ndarray, categories: np.ndarray, digest: str, side: int
-) -> None:
-    """Write index and facts after the pixels, where `stream` stands, and the header before them."""
-    facts = {
-        "version": VERSION,
-        "side": side,
-        "annotations_sha256": digest,
-        "categories": categories.tolist(),
-    }
+def set_sizes(index: np.ndarray, sizes: Iterable[tuple[int, int]]) -> None:
+    """Put heights and widths into the index, image after image, and where each image begins."""
+    offset = HEADER.size
+    for position, (height, width) in enumerate(sizes):
+        for field, value in (("offset", offset), ("height", height), ("width", width)):
+            index[field][position] = value
+        offset += 3 * height * width
+
+
+def finish(stream: IO[bytes], index: np.ndarray, facts: dict[str, object]) -> None:
+    """Write index and facts after the pixels, at the stream's position, and the header first."""
     tail = struct.pack("<Q", len(index)) + index.tobytes() + json.dumps(facts).encode()
     index_offset = stream.tell()
     stream.write(tail)

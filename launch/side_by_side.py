@@ -31,7 +31,7 @@ import numpy as np
 from decathlon import SOURCE, DecathlonTask
 from engine.checkpoints import Checkpoint, checkpoint_file
 from engine.records import epochs_recorded
-from image_cache.batches import View
+from image_cache.orders import View
 from image_cache.packed import DataFolders
 from imdbfolder_coco import annotation_file, read_annotations, view_of
 from runtime.errors import SpotTuneError, printable

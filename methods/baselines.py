@@ -13,7 +13,7 @@ from models.resnet26 import ResNet
 class PlainNetwork(nn.Module):
     """One network without decisions; the modules of `frozen` stay exactly as they are.
 
-    Their BatchNorm too: it keeps the source's running statistics, also while the rest trains.
+    Their BatchNorm keeps the source's running statistics while the rest trains.
     """
 
     num_blocks = 0  # that need a decision
@@ -49,7 +49,7 @@ class PlainNetwork(nn.Module):
 
 
 def feature_extractor(net: ResNet) -> PlainNetwork:
-    """Only the classifier trains: all before it stays the source's, BatchNorm included."""
+    """Only the classifier trains: everything before it stays the source's, BatchNorm included."""
     return PlainNetwork(net, frozen=(net.stem, *net.blocks, net.head.bn))
 
 
@@ -66,8 +66,8 @@ class L2SP(PlainNetwork):
 
         alpha / 2 * |w - w_pretrained|^2 + beta / 2 * |w_classifier|^2
 
-    w: all that came from the source, BatchNorm's scales and shifts too. `net` as it is handed over
-    holds the pretrained weights; they are no part of the state dict.
+    w: all weights that came from the source, BatchNorm's scales and shifts too. `net` must hold the
+    pretrained weights when it is passed in; the state dict does not keep a copy of them.
     """
 
     def __init__(self, net: ResNet, alpha: float, beta: float) -> None:

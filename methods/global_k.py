@@ -15,14 +15,15 @@ SMALLEST_SHARE = 1e-4  # below it the entropy's gradient, log v, is cut off
 class GlobalK(SpotTune):
     """SpotTune (Global-k): all images of a task fine-tune the same k blocks.
 
-    Guo et al., section 3.3. With v_l the fraction of a batch's images that use fine-tuned block l,
+    Guo et al.; the formulas are second-hand. With v_l the fraction of a batch's images that use
+    fine-tuned block l,
 
         L_k = (sum_l v_l - k)^2,   L_e = sum_l -v_l log v_l
 
-    are added to the cross-entropy with the weights lambda_k and lambda_e. The paper's weights, and
-    how it estimates v_l and ends up with exactly k blocks, were not found. Here v_l comes from the
-    sampled decisions of the batch, and at test time every image fine-tunes the k blocks with the
-    largest running mean of v_l.
+    are added to the cross-entropy with the weights lambda_k and lambda_e. We did not find the
+    paper's weights, how it estimates v_l, or how it arrives at exactly k blocks. Here v_l comes
+    from the sampled decisions of the batch, and at test time every image uses the k fine-tuned
+    blocks with the largest running mean of v_l.
     """
 
     policies = ()
@@ -43,7 +44,7 @@ class GlobalK(SpotTune):
         return scores_NK, decisions_NL
 
     def chosen_L(self) -> Tensor:
-        """1.0 for the k blocks that all images fine-tune, else 0.0; of equal ones the earlier."""
+        """1.0 for the k blocks that all images fine-tune, else 0.0; a tie goes to the first."""
         order = self.share_L.argsort(descending=True, stable=True)
         return torch.zeros_like(self.share_L).index_fill_(0, order[: self.k], 1.0)
 
@@ -57,7 +58,7 @@ class GlobalK(SpotTune):
         return self.kept_for_predicting().evaluator()
 
     def kept_for_predicting(self) -> "Compact":
-        """One copy of each block, and no policy network: it predicts exactly as the whole."""
+        """One copy of each block and no policy network, with exactly the same predictions."""
         chosen_L = self.chosen_L()
         return Compact(self.net.single_branch(chosen_L.bool().tolist()), chosen_L)
 

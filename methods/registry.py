@@ -1,13 +1,13 @@
-"""The ways of learning a task: which parameters train, how decisions are made, what the loss adds.
+"""All methods by name: which parameters train, how decisions are made, what is added to the loss.
 
 A method is a module with the few calls that training and evaluation share:
 
     method(images, noise) -> scores N x K and decisions N x L, or None where it has none
-    method.penalty(decisions) -> what the loss adds to the cross-entropy, in nats
+    method.penalty(decisions) -> what it adds to the cross-entropy, in nats
     method.optimizers(rates) -> its optimisers, one learning rate each
-    method.evaluator() -> a copy for predicting, quicker, with the same call and the same answers
+    method.evaluator() -> a faster copy for predicting, with the same call and the same answers
     method.kept_for_predicting() -> the module that must be stored to predict
-    method.policies -> the ways in which it can decide at test time, its own first
+    method.policies -> the ways in which it can decide at test time, its default first
 
 Shapes (N images, L blocks, K classes): images N x 3 x H x W, noise N x L x 2: what is added to the
 policy's logits before the larger one decides.
@@ -30,7 +30,7 @@ from runtime.errors import SpotTuneError
 
 @dataclass(frozen=True)
 class Options:
-    """What single methods need to know; 0 for all others."""
+    """Settings of single methods; 0 for the methods that do not use them."""
 
     k: int = 0  # blocks: the last k of "lastk", the chosen k of "globalk"
     l2sp_alpha: float = 0.0  # penalty on the distance from the pretrained weights
@@ -52,12 +52,12 @@ class MethodRow:
     build: Build
     options: tuple[str, ...] = ()  # those of Options that it reads
     from_source: bool = True  # starts from pretrained weights
-    policies: tuple[str, ...] = ()  # ways to decide at test time, its own first
+    policies: tuple[str, ...] = ()  # ways to decide at test time, its default first
     has_policy_network: bool = False
 
 
 def plain(net: ResNet, width: int, options: Options) -> nn.Module:
-    """All of one network trains."""
+    """One network, all of which trains."""
     return PlainNetwork(net)
 
 
@@ -106,7 +106,7 @@ METHODS = {
         ),
     )
 }
-SOURCE_KIND, COMPACT_KIND = "source", "compact"  # not for --method: what checkpoints hold besides
+SOURCE_KIND, COMPACT_KIND = "source", "compact"  # not for --method: other networks in checkpoints
 BUILDERS: dict[str, Build] = {
     **{name: row.build for name, row in METHODS.items()},
     SOURCE_KIND: plain,
@@ -118,9 +118,9 @@ NO_OPTIONS = Options()
 
 
 def choose_policy(policies: Sequence[str], asked: str | None) -> str:
-    """The test-time policy asked for, or a method's own; any one where there are no decisions.
+    """The requested test-time policy, or the method's default; any one if there are no decisions.
 
-    Raises SpotTuneError for one that the method does not know.
+    Raises SpotTuneError for a policy that the method does not have.
     """
     if asked is None or not policies:
         return policies[0] if policies else POLICIES[0]

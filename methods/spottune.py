@@ -1,6 +1,6 @@
 """SpotTune: the two-branch network and its policy network, trained by one loss.
 
-Guo et al., sections 3.1 and 3.2. Stochastic fine-tuning is the same without a policy that looks.
+Guo et al., sections 3.1 and 3.2. Stochastic fine-tuning is the same with random decisions.
 """
 
 import torch
@@ -64,7 +64,7 @@ class RoutedSpotTune(nn.Module):
 
 
 class FairCoin(nn.Module):
-    """A policy that looks at nothing and has no parameters: equal logits for both branches."""
+    """A policy without parameters that ignores the image: equal logits for both branches."""
 
     def __init__(self, num_blocks: int) -> None:
         super().__init__()
@@ -75,9 +75,9 @@ class FairCoin(nn.Module):
 
 
 class Stochastic(SpotTune):
-    """Stochastic fine-tuning: each image draws each of its decisions with a fair coin.
+    """Stochastic fine-tuning: each image flips a fair coin for each of its decisions.
 
-    At test time too. With equal logits there is no likelier decision, so no "argmax".
+    At test time too. With equal logits no decision is likelier, so there is no "argmax".
     """
 
     policies = POLICIES[1:]

@@ -10,10 +10,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def folded(network: nn.Module) -> nn.Module:
-    """A copy of `network` for evaluation in which convolutions have taken in their BatchNorm.
+    """A copy of `network` for evaluation, with BatchNorm folded into the convolutions.
 
-    A module says which belong together: `CONV_BN = (("conv1", "bn1"), ...)`, names of its own
-    children. Other BatchNorm layers stay.
+    A module lists its pairs of children by name: `CONV_BN = (("conv1", "bn1"), ...)`. Other
+    BatchNorm layers stay.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for module in network.modules():

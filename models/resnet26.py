@@ -1,6 +1,6 @@
 """ResNet-26 of the Visual Decathlon, and the same family at other widths and depths.
 
-Rebuffi et al. 2017 (code: residual_adapters), used by SpotTune. At width 32, the paper's:
+Rebuffi et al. 2017 (code: residual_adapters), used by SpotTune. At width 32, as released:
 
     stem    3x3 convolution 3 -> 32, stride 1, BN (no ReLU after it)
     blocks  three stages of four basic blocks with 64, 128 and 256 channels; the first block of
@@ -8,7 +8,7 @@ Rebuffi et al. 2017 (code: residual_adapters), used by SpotTune. At width 32, th
     head    BN, ReLU, global average pool, linear
 
 Shapes (N images, H x W pixels, K classes): images N x 3 x H x W -> scores N x K, with H and W
-multiples of 8. `stem`, `blocks` and `head` are all that the SpotTune network needs to know.
+multiples of 8. `stem`, `blocks` and `head` are all that SpotTuneNet needs.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 PAPER_WIDTH = 32
 BLOCKS_PER_STAGE = (4, 4, 4)
-SIDE_MULTIPLE = 8  # three stages halve the image; an odd side splits shortcut and convolution
+SIDE_MULTIPLE = 8  # three stages halve the image; at an odd side shortcut and convolution differ
 
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:

@@ -1,8 +1,8 @@
-"""Evaluation in which each image runs only the block that it chose, in each of the blocks.
+"""Evaluation in which each image runs only the blocks that it chose.
 
 With hard decisions equation 2 is a choice, so half of the two-branch network's work is multiplied
-by zero. Here the images of a batch part before each block and meet again after it. Exact: the
-same scores as SpotTuneNet in evaluation mode, up to rounding.
+by zero. Here the images of a batch are split before each block and joined after it. The scores are
+those of SpotTuneNet in evaluation mode, up to rounding.
 """
 
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from models.spottune import SpotTuneNet
 class RoutedNet(nn.Module):
     """A copy of a SpotTune network for evaluation only; images N x 3 x H x W -> scores N x K.
 
-    Decisions N x L are bool or exact 0 and 1. They are read on the host once a batch.
+    Decisions N x L are bool or exact 0 and 1. They are read on the host once per batch.
     """
 
     def __init__(self, net: SpotTuneNet) -> None:
@@ -29,12 +29,12 @@ class RoutedNet(nn.Module):
 
 
 def _route(x_NCHW: Tensor, pair: nn.Module, decisions_N: Tensor) -> Tensor:
-    """Each image through its own copy of the block."""
+    """Run each image through the copy of the block that it chose."""
     if decisions_N.all():
         return pair.fine_tuned(x_NCHW)
     if not decisions_N.any():
         return pair.kept(x_NCHW)
-    x_NHWC = x_NCHW.permute(0, 2, 3, 1)  # whole images are one run of memory in channels_last
+    x_NHWC = x_NCHW.permute(0, 2, 3, 1)  # in channels_last an image is contiguous
     out_NHWC = None
     for block, mask_N in ((pair.fine_tuned, decisions_N), (pair.kept, ~decisions_N)):
         chosen = mask_N.nonzero()[:, 0].to(x_NCHW.device)

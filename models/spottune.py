@@ -20,7 +20,7 @@ class BlockPair(nn.Module):
     """A pretrained block that is kept, and its copy that is fine-tuned.
 
     Only the kept block's *convolutions* stay as they were. Its BatchNorm layers train, and their
-    running statistics follow the new task: so the released code has it.
+    running statistics follow the new task, as in the released code.
     """
 
     def __init__(self, pretrained: nn.Module) -> None:
@@ -53,7 +53,7 @@ class SpotTuneNet(nn.Module):
         return self.head(x)
 
     def single_branch(self, fine_tuned: Sequence[bool]) -> "SingleBranchNet":
-        """A copy with one block of each pair: what is needed if all images decide alike."""
+        """A copy with one block of each pair: enough if all images make the same decisions."""
         blocks = [
             pair.fine_tuned if chosen else pair.kept
             for pair, chosen in zip(self.pairs, fine_tuned, strict=True)

@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from models.resnet26 import BLOCKS_PER_STAGE
 from runtime.files import write_whole
 
 KEPT, FINE_TUNED = "#2b6ca3", "#d9622b"  # cool and warm, as in the figure of the method
@@ -85,34 +86,47 @@ def marker_of(epochs: Sequence[int]) -> str | None:
     return "o" if len(epochs) < 20 else None
 
 
-def decision_colours() -> LinearSegmentedColormap:
-    """From all kept, cool, over white to all fine-tuned, warm."""
-    return LinearSegmentedColormap.from_list("decisions", [KEPT, "#f7f7f7", FINE_TUNED])
-
-
 def share_figure(shares: Mapping[str, Sequence[float]], title: str) -> Figure:
     """Tasks x blocks: the share of val images that take the fine-tuned copy."""
     tasks = list(shares)
     num_blocks = len(shares[tasks[0]])
-    figure = new_figure(2.6 + 0.55 * num_blocks, 1.4 + 0.42 * len(tasks))
+    figure = new_figure(2.6 + 0.55 * num_blocks, max(3.4, 1.4 + 0.42 * len(tasks)))
     axes = figure.subplots()
     grid = [[100 * share for share in shares[task]] for task in tasks]
-    image = axes.imshow(grid, cmap=decision_colours(), vmin=0, vmax=100, aspect="auto")
-    axes.set_xticks(range(num_blocks), [str(block + 1) for block in range(num_blocks)])
-    axes.set_yticks(range(len(tasks)), tasks)
-    axes.set(xlabel="residual block", title=title)
+    colours = LinearSegmentedColormap.from_list("decisions", [KEPT, "#f7f7f7", FINE_TUNED])
+    lines = {"edgecolors": "white", "linewidth": 1.5}
+    image = axes.pcolormesh(grid, cmap=colours, vmin=0, vmax=100, **lines)
+    axes.set_xticks([block + 0.5 for block in range(num_blocks)], range(1, num_blocks + 1))
+    axes.set_yticks([row + 0.5 for row in range(len(tasks))], tasks)
+    axes.invert_yaxis()
+    axes.set_xlabel("residual block")
+    axes.set_title(title, pad=20)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    for edge in range(1, num_blocks):
-        axes.axvline(edge - 0.5, color="white", linewidth=1.5)
-    for edge in range(1, len(tasks)):
-        axes.axhline(edge - 0.5, color="white", linewidth=1.5)
+    mark_stages(axes, num_blocks)
+    form = {"ha": "center", "va": "center", "fontsize": 8}
     for row, values in enumerate(grid):
         for column, value in enumerate(values):
             ink = "white" if abs(value - 50) > 35 else INK
-            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=ink)
-    figure.colorbar(image, ax=axes, pad=0.02)
+            axes.text(column + 0.5, row + 0.5, f"{value:.0f}", color=ink, **form)
+    figure.colorbar(image, ax=axes, pad=0.02, label="images that use the fine-tuned block, %")
     return figure
+
+
+def mark_stages(axes, num_blocks: int) -> None:
+    """Lines between the network's stages on an axis of blocks, and their names above it.
+
+    None where the blocks are not those of the Decathlon's ResNet-26.
+    """
+    if num_blocks != sum(BLOCKS_PER_STAGE):
+        return
+    begin = 0
+    for stage, size in enumerate(BLOCKS_PER_STAGE, start=1):
+        place = (begin + size / 2) / num_blocks
+        axes.text(place, 1.02, f"stage {stage}", transform=axes.transAxes, ha="center", fontsize=9)
+        begin += size
+        if stage < len(BLOCKS_PER_STAGE):
+            axes.axvline(begin, color=INK, linewidth=1.2)
 
 
 def draw_fine_tuned_share(shares: Mapping[str, Sequence[float]], path: Path) -> None:

@@ -2,36 +2,37 @@
 
 A study is any tree of folders in which main.py has left runs. What a run is (method, task, seed)
 stands in its arguments.json; names of folders mean nothing. The source network, imagenet12, is
-shared by all rows: its runs in several folders are the same network.
+shared by all methods: its runs in several folders are the same network.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
 from decathlon import COLUMNS, SOURCE
 from engine.settings import Settings
 from methods.registry import METHODS
-from reporting.task_runs import Row, TaskRun, read_run
+from reporting.runs import Run, Variant, read_run
 from runtime.errors import SpotTuneError
 
-APART = "Report them apart"
-# In what runs must agree to stand in one table: all of them, those of a task, those of a row.
+# In what runs must agree to stand in one table: all of them, and those of a task. Those of a
+# variant on a task agree in every setting but these.
 OF_ALL = ("resize", "crop", "width", "train_split")
-DATA = ("num_classes", "data_sha256", "mean", "std")
-SCHEDULE = ("epochs", "milestones", "batch_size", "weight_decay")
-OF_A_TASK = DATA + SCHEDULE
-FREE_IN_A_ROW = ("seed", "policy", "precision")
+OF_A_TASK = ("num_classes", "data_sha256", "mean", "std", "epochs", "milestones", "batch_size")
+OF_A_TASK += ("weight_decay",)
+FREE_IN_A_VARIANT = ("seed", "policy", "precision")
+SETTINGS = [each.name for each in fields(Settings)]
 
 
 @dataclass(frozen=True)
 class Study:
     """Comparable runs: finished ones of target tasks, the source's, and those not finished."""
 
-    runs: Sequence[TaskRun]
-    sources: Sequence[TaskRun]
-    unfinished: Sequence[TaskRun]
+    runs: Sequence[Run]
+    sources: Sequence[Run]
+    unfinished: Sequence[Run]
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -40,34 +41,46 @@ class Study:
         return [task for task in COLUMNS if task in found]
 
     @cached_property
-    def rows(self) -> list[Row]:
-        rows = {Row(run.method, run.settings.k, how) for run in self.runs for how in run.tested}
-        return sorted(rows, key=lambda row: row.order)
+    def variants(self) -> list[Variant]:
+        found = {replace(run.variant, policy=policy) for run in self.runs for policy in run.tested}
+        return sorted(found, key=lambda variant: variant.order)
 
     @cached_property
-    def methods(self) -> list[Row]:
-        """The main rows: one for each training."""
-        return sorted({run.row for run in self.runs}, key=lambda row: row.order)
+    def methods(self) -> list[Variant]:
+        """The variants under their own policies: one for each kind of training."""
+        return sorted({run.variant for run in self.runs}, key=lambda variant: variant.order)
 
-    def of(self, row: Row, task: str) -> list[TaskRun]:
-        """The runs of a row on a task, by seed."""
-        runs = [run for run in self.runs if run.row == row.main and run.task == task]
-        return sorted(runs, key=lambda run: run.seed)
+    def of(self, variant: Variant, task: str) -> list[Run]:
+        """The runs of a variant's training on a task, by seed."""
+        main = replace(variant, policy="")
+        runs = [run for run in self.runs if run.variant == main and run.task == task]
+        return sorted(runs, key=lambda run: run.settings.seed)
 
     @property
     def settings(self) -> Settings:
         """Of any run: to be asked for what all agree in."""
         return self.runs[0].settings
 
+    @property
+    def num_blocks(self) -> int | None:
+        """Residual blocks of the network; None where no image decides."""
+        return next((run.num_blocks for run in self.runs if run.num_blocks), None)
+
     @cached_property
-    def source(self) -> TaskRun | None:
-        """The source network, from the run that tells most: evaluated as the targets, or not."""
+    def source(self) -> Run | None:
+        """The source network, from a run that was evaluated as the targets if there is one."""
         return next(iter([*self.evaluated_sources, *self.sources]), None)
 
     @cached_property
-    def evaluated_sources(self) -> list[TaskRun]:
+    def evaluated_sources(self) -> list[Run]:
         """The source's runs that were evaluated on val, with the settings of the targets."""
-        return [run for run in self.sources if run.history and _agree(run, self.runs[0], OF_ALL)]
+        first = self.runs[0]
+        return [r for r in self.sources if r.tested and not _differing(r, first, OF_ALL)]
+
+    @property
+    def source_accuracies(self) -> list[float]:
+        """What those evaluations found, in percent: equal but for rounding."""
+        return [run.tested[""]["accuracy"] for run in self.evaluated_sources]
 
 
 def read_study(folders: Sequence[Path]) -> Study:
@@ -75,83 +88,73 @@ def read_study(folders: Sequence[Path]) -> Study:
 
     A run that lies below two of the folders is one run.
     """
-    found = {path.resolve(): run for path, run in _runs_below(folders)}
+    found = {run.folder.resolve(): run for run in _runs_below(folders)}
     runs = sorted(found.values(), key=lambda run: run.name)
-    finished = [run for run in runs if run.is_finished]
     unfinished = [run for run in runs if not run.is_finished]
-    targets = [run for run in finished if run.task != SOURCE.name]
-    sources = [run for run in finished if run.task == SOURCE.name]
+    targets = [run for run in runs if run.is_finished and run.task != SOURCE.name]
+    sources = [run for run in runs if run.is_finished and run.task == SOURCE.name]
     if not targets:
-        where = ", ".join(str(folder) for folder in folders)
         raise SpotTuneError(
-            f"{where}: found no finished run of a target task, {len(sources)} of the source and "
-            f"{len(unfinished)} unfinished ones; expected folders as main.py leaves them in its "
-            f"--ckpdir, with arguments.json and records.jsonl"
+            f"{', '.join(map(str, folders))}: found no finished run of a target task, "
+            f"{len(sources)} of the source and {len(unfinished)} unfinished ones; expected folders "
+            f"as main.py leaves them in its --ckpdir, with arguments.json and records.jsonl"
         )
     check_comparable(targets, sources)
     return Study(targets, sources, unfinished)
 
 
-def _runs_below(folders: Sequence[Path]) -> Iterator[tuple[Path, TaskRun]]:
+def _runs_below(folders: Sequence[Path]) -> Iterator[Run]:
     for folder in folders:
         if not folder.is_dir():
             raise SpotTuneError(f"{folder}: no such folder; expected one with runs of main.py")
         for path in sorted(folder.rglob("arguments.json")):
             name = Path(folder.resolve().name) / path.parent.relative_to(folder)
-            yield path, read_run(path.parent, name.as_posix())
+            yield read_run(path.parent, name.as_posix())
 
 
-def check_comparable(targets: Sequence[TaskRun], sources: Sequence[TaskRun] = ()) -> None:
+def check_comparable(targets: Sequence[Run], sources: Sequence[Run] = ()) -> None:
     """Raise SpotTuneError, naming two folders and the setting, where runs cannot be tabulated."""
-    for group in _groups(targets, lambda run: (run.row, run.task, run.seed)):
-        _refuse_second(group)
-    _refuse_difference(targets, OF_ALL)
+    for first, *others in _groups(targets, lambda run: (run.variant, run.task, run.settings.seed)):
+        if others:
+            how = _differing(first, others[0], SETTINGS)
+            raise SpotTuneError(
+                f"{first.folder} and {others[0].folder}: two runs of {first.variant.title} on "
+                f"{first.task} with seed {first.settings.seed}, which "
+                f"{f'differ in {how}' if how else 'are alike'}; expected one. Report them apart"
+            )
+    _refuse_difference(targets, (*OF_ALL, "num_blocks"))
     started = [run for run in targets if METHODS[run.method].from_source]
     started += [run for run in sources if run.settings.source_sha256]  # none: it was trained here
-    _refuse_difference(started, ("source_sha256",))
+    _refuse_difference(started, ["source_sha256"])
     for group in _groups(targets, lambda run: run.task):
         _refuse_difference(group, OF_A_TASK)
-    names = [each.name for each in fields(Settings) if each.name not in FREE_IN_A_ROW]
-    for group in _groups(targets, lambda run: (run.row, run.task)):
-        _refuse_difference(group, names)
+    for group in _groups(targets, lambda run: (run.variant, run.task)):
+        _refuse_difference(group, [name for name in SETTINGS if name not in FREE_IN_A_VARIANT])
 
 
-def _groups(runs: Sequence[TaskRun], key: Callable) -> Iterable[list[TaskRun]]:
-    groups: dict[object, list[TaskRun]] = {}
+def _groups(runs: Sequence[Run], key: Callable) -> Iterable[list[Run]]:
+    groups = defaultdict(list)
     for run in runs:
-        groups.setdefault(key(run), []).append(run)
+        groups[key(run)].append(run)
     return groups.values()
 
 
-def _refuse_second(group: Sequence[TaskRun]) -> None:
-    if len(group) == 1:
-        return
-    first, second = group[:2]
-    names = (each.name for each in fields(Settings))
-    differing = [name for name in names if not _agree(first, second, (name,))]
-    how = f"differ in {_both(differing[0], first, second)}" if differing else "are alike"
-    raise SpotTuneError(
-        f"{first.folder} and {second.folder}: two runs of {first.row.title} on {first.task} with "
-        f"seed {first.seed}, which {how}; expected one. {APART}"
-    )
-
-
-def _refuse_difference(runs: Sequence[TaskRun], names: Sequence[str]) -> None:
+def _refuse_difference(runs: Sequence[Run], names: Sequence[str]) -> None:
     """Each of the settings is the same wherever it was recorded."""
     for name in names:
-        known = [run for run in runs if run.setting(name) is not None]
-        for other in known[1:]:
-            if not _agree(known[0], other, (name,)):
+        first, *others = [run for run in runs if run.setting(name) is not None] or [None]
+        for other in others:
+            if how := _differing(first, other, [name]):
                 raise SpotTuneError(
-                    f"{known[0].folder} and {other.folder}: cannot stand in one table, for they "
-                    f"differ in {_both(name, known[0], other)}. {APART}"
+                    f"{first.folder} and {other.folder}: cannot stand in one table, because they "
+                    f"differ in {how}. Report them apart"
                 )
 
 
-def _agree(first: TaskRun, second: TaskRun, names: Sequence[str]) -> bool:
-    return all(first.setting(name) == second.setting(name) for name in names)
-
-
-def _both(name: str, first: TaskRun, second: TaskRun) -> str:
-    values = [str(run.setting(name))[:20] or "none" for run in (first, second)]
-    return f"{name} ({values[0]} and {values[1]})"
+def _differing(first: Run, second: Run, names: Sequence[str]) -> str:
+    """The first of the settings in which two runs differ, with both values; "" if in none."""
+    for name in names:
+        values = first.setting(name), second.setting(name)
+        if values[0] != values[1]:
+            return f"{name} ({' and '.join(str(value)[:20] or 'none' for value in values)})"
+    return ""

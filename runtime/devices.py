@@ -1,4 +1,4 @@
-"""Where to compute and how precisely, chosen once and said aloud."""
+"""The device and the precision of a run, chosen once and printed."""
 
 import contextlib
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from runtime.distributed import ALONE, Group
 from runtime.errors import SpotTuneError
 
 DEVICE_TYPES = ("cpu", "cuda", "mps")
-# The CPU's allocator and oneDNN, which says no more than the last, have no exception of their own.
+# The CPU's allocator and oneDNN (the last phrase) have no exception class of their own.
 SAID_WITHOUT_MEMORY = ("can't allocate memory", "out of memory", "could not create a primitive")
 
 
@@ -28,27 +28,27 @@ class Compute:
     group: Group = ALONE  # the processes that train together
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """bf16 where it was chosen, else nothing."""
+        """bf16 if it was chosen, else no autocast."""
         return torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
         )
 
     def compile(self, function: Callable) -> Callable:
-        """`function` compiled for one batch shape, where that was chosen, else as it is."""
+        """`function`, compiled for one batch shape if that was chosen."""
         if not self.compiled:
             return function
         return torch.compile(function, mode="reduce-overhead", dynamic=False)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy to the device without making the host wait for what the device is doing."""
+    """Copy to the device; the host does not wait for the device."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether the device, or the machine, had no memory left for what was asked."""
+    """Whether the error means that the device or the machine has run out of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()
@@ -56,7 +56,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def reading(figure: Tensor) -> Callable[[], float]:
-    """Begin to read a number back; the call waits only for what was asked of the device so far."""
+    """Start to copy a number to the host; the returned call waits only for work queued so far."""
     if figure.device.type != "cuda":
         return figure.item
     on_host = figure.detach().to("cpu", non_blocking=True)
@@ -73,9 +73,9 @@ def reading(figure: Tensor) -> Callable[[], float]:
 def job_devices(device_name: str, jobs: int | None, num_tasks: int) -> list[str]:
     """The device of each of `jobs` processes that run side by side.
 
-    `jobs` None: as many as there are visible GPUs, where the name leaves open which, but not more
-    than tasks; else one. GPUs are only counted: what watches the processes must not open any.
-    Raises SpotTuneError if the device is not there.
+    `jobs` None: one for each visible GPU if the name does not choose one, but no more than tasks;
+    else one. GPUs are only counted, since the parent of the processes must not open any.
+    Raises SpotTuneError if the device does not exist.
     """
     gpus = _gpus() if device_name in ("auto", "cuda") else []
     devices = gpus or ["cpu" if device_name == "auto" else device_name]
@@ -88,10 +88,10 @@ def job_devices(device_name: str, jobs: int | None, num_tasks: int) -> list[str]
 def choose_compute(
     device_name: str, precision: str, compiled: bool = False, threads: int | None = None
 ) -> Compute:
-    """`device_name` "auto" takes a GPU if there is one; `precision` "auto" bf16 where it is fast.
+    """`device_name` "auto": a GPU if there is one; `precision` "auto": bf16 where it is fast.
 
-    `threads`: CPU threads of this process; None leaves them as PyTorch chose. Raises SpotTuneError
-    if the device is not there.
+    `threads`: CPU threads of this process; None keeps PyTorch's choice. Raises SpotTuneError if the
+    device does not exist.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -110,16 +110,16 @@ def choose_compute(
         ) from error
     if precision == "auto":
         precision = "bf16" if _has_fast_bf16(device) else "fp32"
-    if device.type == "cuda":  # one seed, one result: no algorithm is chosen by a stopwatch
+    if device.type == "cuda":  # equal seeds, equal results: no algorithm is chosen by timing
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.allow_tf32 = precision != "fp32"
-        torch.cuda.set_device(device.index or 0)  # what names no GPU must not open the first one
+        torch.cuda.set_device(device.index or 0)  # code that names no GPU must not open cuda:0
     return Compute(device, precision, compiled)
 
 
 def _has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 has instructions of its own there; elsewhere it is emulated, and slower."""
+    """Whether the device has bf16 instructions; without them bf16 is emulated, and slower."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":

@@ -1,7 +1,7 @@
 """Every random number is a function of (seed, task, purpose, epoch): no hidden state to resume.
 
 Batch order, crops, flips and Gumbel noise of an epoch are drawn whole, on the CPU, before its first
-step; step s reads its slice. So an epoch can be repeated, or entered in the middle, exactly, and
+step; step s reads its slice. So an epoch can be repeated exactly, or resumed in the middle, and the
 draws are the same on every device.
 """
 
@@ -27,7 +27,7 @@ def generator(*parts: int | str) -> torch.Generator:
 def seeded_initialisation(*parts: int | str) -> Iterator[None]:
     """Let modules built inside draw their initial weights from `derived_seed(*parts)`.
 
-    PyTorch's initialisers draw from the global generator; it is put back afterwards.
+    PyTorch's initialisers draw from the global generator; its state is restored afterwards.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(*parts))

@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     log = args.workdir / "report_log.txt"
     no_images = ["--datadir", HERE]
     run("report.py", records, "--out", args.out / "page", *no_images, log=log)
-    run("figures.py", records, "--out", args.workdir / "page", *data, log=log)  # with images
+    run("report.py", records, "--out", args.workdir / "page", *data, log=log)  # with images
     if longer.exists():
         run("report.py", longer, "--out", longer.parent / "page", *no_images, log=log)
     say(f"{args.out / 'page' / 'report.html'}; with images of extremes: {args.workdir / 'page'}")

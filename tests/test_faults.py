@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 
 import main
 from decathlon import SOURCE
-from engine.checkpoints import Checkpoint, content_sha256
+from engine.checkpoints import Checkpoint
 from engine.fit import not_finite
 from engine.records import TIMING_FIELDS
 from image_cache.decoding import AS_SCRIPT
@@ -24,13 +24,14 @@ from sample_data import make
 
 @pytest.fixture(scope="module")
 def base(trained):
-    source = trained.ckpdir / SOURCE.name / "checkpoint.pt"
+    source = trained.ckpdir / SOURCE.name / "checkpoint.safetensors"
     return [*trained.arguments, "--pretrained", str(source), "--tasks", "svhn"]
 
 
 def start(script, arguments, prelude="", before=(), **options):
     """A script of the repository in a process of its own; `prelude` runs in it first."""
-    code = f"import errors, sys, {script}\n{prelude}\nerrors.run_script({script}.main)"
+    imports = f"import sys, {script}\nfrom runtime import errors\n"
+    code = f"{imports}{prelude}\nerrors.run_script({script}.main)"
     command = [*before, sys.executable, "-c", code, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
@@ -56,11 +57,13 @@ def wait_for(process, text):
 
 
 def same_as(trained, ckpdir):
-    ours, theirs = (Checkpoint.load(d / "svhn/checkpoint.pt") for d in (ckpdir, trained.ckpdir))
+    ours, theirs = (
+        Checkpoint.load(d / "svhn/checkpoint.safetensors") for d in (ckpdir, trained.ckpdir)
+    )
     for record in (*ours.history, *theirs.history):
         for name in TIMING_FIELDS:
             del record[name]
-    assert content_sha256(dict(ours.weights)) == content_sha256(dict(theirs.weights))
+    torch.testing.assert_close(ours.weights, theirs.weights, rtol=0, atol=0)
     assert ours.history == theirs.history
 
 
@@ -100,11 +103,11 @@ def test_a_file_size_limit_ends_in_one_line_and_leaves_the_checkpoint_before(
     base, trained, tmp_path
 ):
     main.main([*base, "--ckpdir", str(tmp_path), "--nb_epochs", "1"])
-    before = (tmp_path / "svhn/checkpoint.pt").read_bytes()
+    before = (tmp_path / "svhn/checkpoint.safetensors").read_bytes()
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))"
     line = one_line(start("main", [*base, "--ckpdir", tmp_path], prelude=limit))
     assert "the file would be larger than allowed" in line
-    assert (tmp_path / "svhn/checkpoint.pt").read_bytes() == before
+    assert (tmp_path / "svhn/checkpoint.safetensors").read_bytes() == before
     main.main([*base, "--ckpdir", str(tmp_path)])
     same_as(trained, tmp_path)
 
@@ -130,7 +133,7 @@ def test_a_folder_that_turns_read_only_ends_in_one_line_and_the_run_goes_on_late
     assert f"{folder}/" in (line := one_line(process))
     assert "permission was denied" in line
     folder.chmod(0o755)
-    assert len(Checkpoint.load(folder / "checkpoint.pt").history) >= 1
+    assert len(Checkpoint.load(folder / "checkpoint.safetensors").history) >= 1
 
 
 def test_an_image_that_may_not_be_read_is_named_by_the_process_that_decodes_it(
@@ -160,8 +163,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimisers_step(base, tmp_pa
     step, images = int(found[1]), found[2].split(", ")
     assert len(images) in (4, 8)
     assert all(image.startswith("8000") for image in images)
-    left = torch.load(tmp_path / "svhn/checkpoint.pt", weights_only=True)
-    assert left["unfinished"]["steps"] == step - 1
+    left = Checkpoint.load(tmp_path / "svhn/checkpoint.safetensors")
+    assert left.unfinished["steps"] == step - 1
 
 
 def infinite_gradient(weights):
@@ -191,7 +194,7 @@ def test_weights_that_are_not_finite_are_not_saved_though_the_loss_is(
     """One step an epoch: the loss is that of the weights before it. The good checkpoints stay."""
     arguments = [*base, "--ckpdir", str(tmp_path), "--batch_size", "16", "--nb_epochs"]
     main.main([*arguments, "1"])
-    path = tmp_path / "svhn/checkpoint.pt"
+    path = tmp_path / "svhn/checkpoint.safetensors"
     good = Checkpoint.load(path)
     change(good.weights)
     good.save(path)
@@ -203,7 +206,7 @@ def test_weights_that_are_not_finite_are_not_saved_though_the_loss_is(
     assert named in line
     assert "\n" not in line
     assert "--lr" in line
-    for name in ("checkpoint.pt", "checkpoint.previous.pt", "decisions.json"):
+    for name in ("checkpoint.safetensors", "checkpoint.previous.safetensors", "decisions.json"):
         assert (path.parent / name).read_bytes() == before[name]
 
 
@@ -218,19 +221,19 @@ resource.setrlimit(resource.RLIMIT_DATA, (used + 2**28, used + 2**28))
 """
 
 
-@pytest.mark.parametrize("name", ["checkpoint.pt", "compact.pt"])
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "compact.safetensors"])
 def test_a_checkpoint_that_claims_a_wide_network_is_refused_before_one_is_built(
     name, trained, tmp_path
 ):
     """110 kB of weights, as of a network that takes 24 GB."""
     path = tmp_path / "svhn" / name
     path.parent.mkdir()
-    good = Checkpoint.load(trained.ckpdir / "svhn/checkpoint.pt")
+    good = Checkpoint.load(trained.ckpdir / "svhn/checkpoint.safetensors")
     width = 1024
     stem = {"net.stem.conv.weight": torch.ones(width, 3, 3, 3)}
     bias = {"net.head.linear.bias": good.weights["net.head.linear.bias"]}
     settings = replace(good.settings, width=width)
-    kind = "compact" if name == "compact.pt" else "spottune"
+    kind = "compact" if name == "compact.safetensors" else "spottune"
     replace(good, kind=kind, settings=settings, weights=stem | bias).save(path)
     arguments = ["--datadir", trained.root, "--ckpdir", tmp_path, "--tasks", "svhn"]
     arguments += ["--out", tmp_path / "results.json", "--device", "cpu"]
@@ -244,11 +247,11 @@ def test_a_source_that_claims_many_classes_is_refused_before_a_network_is_built(
 ):
     """900 kB of weights and category ids, as of a classifier that takes 0.8 GB."""
     width, classes = 256, 100_000
-    good = Checkpoint.load(trained.ckpdir / SOURCE.name / "checkpoint.pt")
+    good = Checkpoint.load(trained.ckpdir / SOURCE.name / "checkpoint.safetensors")
     stem = {"net.stem.conv.weight": torch.ones(width, 3, 3, 3)}
     bias = {"net.head.linear.bias": torch.ones(classes)}
     settings = replace(good.settings, width=width)
-    path = tmp_path / "source.pt"
+    path = tmp_path / "source.safetensors"
     categories = list(range(classes))
     replace(good, categories=categories, settings=settings, weights=stem | bias).save(path)
     arguments = [*base, "--ckpdir", tmp_path, "--pretrained", path, "--width", width]
@@ -310,7 +313,7 @@ def test_out_of_memory_in_training_is_one_line_with_a_hint_and_no_smaller_batch(
     line = one_line(start("main", flags, prelude=limit_memory(30)))
     assert "out of memory on cpu in a training step of 60 images of 64 x 64 pixels" in line
     assert "--batch_size" in line
-    assert not (tmp_path / "svhn/checkpoint.pt").exists()
+    assert not (tmp_path / "svhn/checkpoint.safetensors").exists()
 
 
 def test_out_of_memory_in_evaluation_is_said_and_gives_the_same_answers(larger, tmp_path):
@@ -383,7 +386,7 @@ def test_a_damaged_jpeg_is_named_before_any_training(damage, base, trained, tmp_
     image.write_bytes(half if damage == "half" else half[:20] + bytes(len(data) - 20))
     line = one_line(start("main", [*base, "--datadir", root, "--ckpdir", tmp_path / "c"]))
     assert image.name in line
-    assert not (tmp_path / "c/svhn/checkpoint.pt").exists()
+    assert not (tmp_path / "c/svhn/checkpoint.safetensors").exists()
 
 
 def test_a_pack_cut_short_between_two_runs_is_made_again_with_the_same_result(

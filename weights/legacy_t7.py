@@ -2,8 +2,7 @@
 
 The file was written by PyTorch 0.4 under Python 2 as `torch.save({"net": network, ...})`: not a
 dict of tensors but the pickle of a whole module, which an ordinary `torch.load` can only read by
-importing and calling what the file names. This reads the pickle as plain notes (`safe_pickle`) and
-takes from them the parameters and buffers. `torch.load(weights_only=True)` refuses this format.
+importing and calling what the file names, and which `torch.load(weights_only=True)` refuses.
 
 Layout, in this order:
     four pickles     magic number, protocol version, facts on the machine, the saved dict
@@ -11,218 +10,177 @@ Layout, in this order:
     the storages     each: number of elements (8 bytes), then the elements, little-endian
 """
 
-import re
-from collections.abc import Callable, Mapping
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from runtime.errors import brief
-from weights.safe_pickle import (
-    Name,
-    PickleReader,
-    Record,
+from weights.closed_pickle import (
+    MAX_PICKLE_BYTES,
+    Call,
+    ClosedUnpickler,
+    Global,
     RefusedError,
-    check_is_file,
     read_whole,
     refusing,
-)
-from weights.tensor_notes import (
-    ORDERED_DICT,
-    TENSOR_NAMES,
-    Storage,
-    Storages,
-    as_elements,
-    build_tensor,
-    mapping,
-    num_bytes,
-    tensor_note,
 )
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of 0x1950a86a20f9469cfc6c
 PROTOCOL_VERSION = 1001
 MAX_BYTES = 2**28  # the file takes 23.5 million
-MAX_ENTRIES = 10_000  # modules, parameters and buffers; a ResNet-26 has about 500
-NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
+MAX_PARTS = 10_000  # modules, parameters and buffers; a ResNet-26 has about 500
 LONGEST_NAME = 200
-DATA_PARALLEL_PREFIX = "module."
+MAX_DIMENSIONS = 4
+EXPECTED = (
+    "a network saved by PyTorch 0.4 (resnet26_pretrained.t7); download it again, or name another "
+    "file"
+)
 
-EXPECTED = "the pretrained network in PyTorch 0.4's format (resnet26_pretrained.t7)"
-ADVICE = "download it again, or name another file"
-
-# Beside the network the file keeps an accuracy, perhaps as a numpy value, which is not used.
-OTHERS = {
-    Name("torch", "Size"),
-    Name("__builtin__", "set"),
-    Name("numpy", "dtype"),
-    Name("numpy", "ndarray"),
-    Name("numpy.core.multiarray", "_reconstruct"),
-    Name("numpy.core.multiarray", "scalar"),
+DTYPES = {
+    "torch.FloatStorage": "<f4",
+    "torch.DoubleStorage": "<f8",
+    "torch.HalfStorage": "<f2",
+    "torch.LongStorage": "<i8",
+    "torch.IntStorage": "<i4",
+    "torch.ShortStorage": "<i2",
+    "torch.CharStorage": "<i1",
+    "torch.ByteStorage": "<u1",
 }
-KNOWN_NAMES = TENSOR_NAMES | OTHERS
+PARAMETERS = ("torch.nn.parameter.Parameter", "torch._utils._rebuild_parameter")
+TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
+# Beside the network the file keeps an accuracy, perhaps as a numpy value, which is not used.
+OTHERS = (
+    "torch.Size",
+    "__builtin__.set",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+)
 
 
-def is_legacy(path: Path) -> bool:
-    """Whether a file is in this format, by its first bytes; our own checkpoints are zip files.
+@dataclass
+class Storage:
+    """A run of elements that stands outside the pickles."""
 
-    Raises SpotTuneError if there is no such file.
-    """
-    check_is_file(path)
-    with path.open("rb") as stream:
-        return stream.read(len(MAGIC)) == MAGIC
+    dtype: np.dtype
+    size: int  # elements
+    start: int = 0  # byte in the file
+
+
+class LegacyUnpickler(ClosedUnpickler):
+    """Reads one of the file's pickles, and notes in `storages`, by key, those that it refers to."""
+
+    known = frozenset((*DTYPES, *PARAMETERS, *TENSORS, *OTHERS))
+
+    def __init__(self, stream: io.BytesIO, storages: dict[str, Storage]) -> None:
+        super().__init__(stream)
+        self.storages = storages
+
+    def is_known(self, name: Global) -> bool:
+        return super().is_known(name) or name.startswith(("models.", "torch.nn."))
+
+    def persistent_load(self, identity: object) -> Global | Storage:
+        """A module's class, which stays a name, or a storage, whatever device it was on."""
+        match identity:
+            case "module", Global() as name, _, _:
+                return name
+            case "storage", Global() as kind, str(key), _, int(size), None:
+                storage = Storage(np.dtype(DTYPES[kind]), size)
+                if self.storages.setdefault(key, storage) != storage:
+                    raise RefusedError("two different storages under one key")
+                return self.storages[key]
+        raise RefusedError("a reference to something other than a class or a storage")
 
 
 def read_legacy_weights(path: Path) -> dict[str, Tensor]:
     """The network's parameters and buffers by name, as the file has them.
 
-    Names are such as "layer1.0.conv1.conv.weight" (without the "module." of DataParallel); values
-    are CPU tensors with memory of their own, float32 and finite, or int64 for batch counts.
-    Raises SpotTuneError for any other file, whatever is in it.
+    Names are such as "layer1.0.conv1.conv.weight", or "module.layer1..." of a DataParallel; values
+    are CPU tensors with memory of their own. Raises SpotTuneError for any other file.
     """
     data = read_whole(path, MAX_BYTES)
-    with refusing(path, EXPECTED, ADVICE):
+    with refusing(path, EXPECTED):
         if not data.startswith(MAGIC):
-            raise RefusedError(describe(data))
-        storages = Storages(max_bytes=len(data))
-        reader = PickleReader(data, is_known, class_or_storage(storages), position=len(MAGIC))
-        check_header(version=reader.read(), machine=reader.read())
-        notes = weight_notes(saved_network(reader.read()))
-        keys = reader.read()
-        memory = read_storages(storages.declared, data, reader.position, keys)
-        check_total_size(notes, len(data))
-        return {name: build_tensor(name, note, memory).contiguous() for name, note in notes.items()}
+            raise RefusedError("another format")
+        stream = io.BytesIO(data[:MAX_PICKLE_BYTES])
+        stream.seek(len(MAGIC))
+        storages: dict[str, Storage] = {}
+        version, machine, saved, keys = (LegacyUnpickler(stream, storages).load() for _ in range(4))
+        if version != PROTOCOL_VERSION or machine["little_endian"] is not True:
+            raise RefusedError("another version of the format, or big-endian numbers")
+        parts = list(islice(named_parts(network_in(saved)), MAX_PARTS + 1))
+        if len(parts) > MAX_PARTS:
+            raise RefusedError(f"a network of more than {MAX_PARTS:,} parts")
+        place_storages(storages, keys, data, stream.tell())
+        arrays = {name: array_of(part, data) for name, part in parts if part is not None}
+        if sum(array.nbytes for array in arrays.values()) > len(data):
+            raise RefusedError("tensors that take more memory than the file")
+        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 
-def describe(data: bytes) -> str:
-    """What a file that is not in this format seems to be."""
-    if not data:
-        return "an empty file"
-    if data.startswith(b"PK"):
-        return "a zip file, as current PyTorch writes them"
-    if data[:100].lstrip().startswith(b"<"):
-        return "a web page"
-    return f"a file that begins with {data[:8]!r}"
-
-
-def is_known(name: Name) -> bool:
-    """Whether a network's pickle may name this; nothing that it names is ever called."""
-    return name in KNOWN_NAMES or name.module == "models" or name.module.startswith("torch.nn.")
-
-
-def class_or_storage(storages: Storages) -> Callable[[object], object]:
-    """What a persistent id stands for: a storage, or the class of a module, which stays a name.
-
-    ("module", class, source file, source text)
-    """
-
-    def resolve(identity: object) -> object:
-        is_class = type(identity) is tuple and len(identity) == 4 and identity[0] == "module"
-        if is_class and type(identity[1]) is Name:
-            return identity[1]
-        return storages.resolve(identity)
-
-    return resolve
-
-
-def check_header(version: object, machine: object) -> None:
-    """The second and third pickle: the version of the format, and the order of bytes."""
-    if version != PROTOCOL_VERSION:
-        raise RefusedError("another version of the format")
-    if type(machine) is not dict or machine.get("little_endian") is not True:
-        raise RefusedError("numbers that are not little-endian")
-
-
-def saved_network(saved: object) -> object:
-    """What the saved dict keeps under "net": a noted module, or a state dict."""
-    if type(saved) is not dict or "net" not in saved:
-        raise RefusedError("saved values without a network ('net')")
-    return saved["net"]
-
-
-def weight_notes(net: object) -> dict[str, Record]:
-    """The notes on a network's parameters and buffers, by full name, modules in their order."""
-    is_state_dict = type(net) is dict or (type(net) is Record and net.made_by == ORDERED_DICT)
-    found = under_prefix("", mapping(net)) if is_state_dict else parts_by_name(net)
-    if not found:
-        raise RefusedError("a network without weights")
-    if all(name.startswith(DATA_PARALLEL_PREFIX) for name in found):
-        found = {name.removeprefix(DATA_PARALLEL_PREFIX): part for name, part in found.items()}
-    return {name: tensor_note(part) for name, part in found.items()}
-
-
-def parts_by_name(net: object) -> dict[str, object]:
-    """The parameters and buffers of a noted module and of all modules inside it.
-
-    All entries are counted each time they are met, the empty ones too: that bounds the work where
-    modules stand in several places, and so does the length of a name where one contains itself.
-    """
-    found: dict[str, object] = {}
-    waiting, entries = [("", net)], 0
-    while waiting:
-        prefix, module = waiting.pop()
-        own, children = own_and_children(module)
-        entries += 1 + len(own) + len(children)
-        if entries > MAX_ENTRIES:
-            raise RefusedError(f"a network of more than {MAX_ENTRIES:,} parts")
-        found |= under_prefix(prefix, own)
-        inner = under_prefix(prefix, children)
-        waiting += [(name + ".", child) for name, child in reversed(inner.items())]
-    return found
-
-
-def own_and_children(module: object) -> tuple[dict[str, object], dict[str, object]]:
-    """A module's own parameters and buffers, and its child modules."""
-    if type(module) is not Record or type(module.state) is not dict:
-        raise RefusedError("a part of the network that is no module")
-    parameters, buffers, children = (
-        mapping(module.state[kind]) for kind in ("_parameters", "_buffers", "_modules")
-    )
-    if parameters.keys() & buffers.keys():
-        raise RefusedError("a parameter and a buffer of one name")
-    return parameters | buffers, children
-
-
-def under_prefix(prefix: str, parts: Mapping[str, object]) -> dict[str, object]:
-    """The parts by full name, without the empty ones (a convolution without a bias has None)."""
-    found = {prefix + str(name): part for name, part in parts.items() if part is not None}
-    for name in found:
-        if len(name) > LONGEST_NAME or not NAME.fullmatch(name):
-            raise RefusedError(f"the name {brief(repr(name))} in the network")
-    return found
-
-
-def check_total_size(notes: Mapping[str, Record], max_bytes: int) -> None:
-    """No tensor is empty, and all together take no more memory than the file they come from."""
-    sizes = [num_bytes(note) for note in notes.values()]
-    if 0 in sizes:
-        raise RefusedError("a tensor without elements")
-    if sum(sizes) > max_bytes:
-        raise RefusedError(f"tensors of {sum(sizes):,} bytes in a file of {max_bytes:,}")
-
-
-def read_storages(
-    declared: Mapping[str, Storage], data: bytes, position: int, keys: object
-) -> dict[str, Tensor]:
-    """Each storage as a 1-D tensor; `keys` gives their order in `data` from `position` on."""
+def place_storages(storages: dict[str, Storage], keys: object, data: bytes, position: int) -> None:
+    """Find where each storage starts; `keys` gives their order in `data` from `position` on."""
     if type(keys) is not list or any(type(key) is not str for key in keys):
         raise RefusedError("a list of storages that is no list of keys")
-    if len(keys) != len(declared) or set(keys) != set(declared):
+    if sorted(keys) != sorted(storages):
         raise RefusedError("a list of storages that differs from those the network refers to")
-    tensors = {}
     for key in keys:
-        tensors[key] = elements(declared[key], data, position)
-        position += 8 + tensors[key].nbytes
-    if position != len(data):
-        raise RefusedError(f"{len(data) - position:,} bytes after the last storage")
-    return tensors
+        storage = storages[key]
+        storage.start = position + 8
+        if int.from_bytes(data[position : storage.start], "little") != storage.size:
+            raise RefusedError("a storage whose size differs from the one declared")
+        position = storage.start + storage.size * storage.dtype.itemsize
+        if position > len(data):
+            raise RefusedError(f"a file that ends {position - len(data):,} bytes too early")
 
 
-def elements(storage: Storage, data: bytes, position: int) -> Tensor:
-    """The elements of the storage at `position`, after their number."""
-    start = position + 8
-    end = start + storage.num_bytes
-    if end > len(data):
-        raise RefusedError(f"a file that ends {end - len(data):,} bytes too early")
-    if int.from_bytes(data[position:start], "little") != storage.num_elements:
-        raise RefusedError("a storage whose size differs from the one declared")
-    return as_elements(storage, data[start:end])
+def network_in(saved: object) -> object:
+    """What the saved dict keeps under "net", a module or a state dict; or the value itself."""
+    return saved["net"] if isinstance(saved, dict) and "net" in saved else saved
+
+
+def named_parts(net: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Parameters and buffers by full name, modules in their order.
+
+    Also None for each module, and for what it lacks (the bias of a convolution), so that whoever
+    counts the parts bounds the work where a module stands in many places, or in itself.
+    """
+    if type(net) is dict:
+        yield from net.items()
+        return
+    for kind in ("_parameters", "_buffers", "_modules"):
+        for name, part in net.state[kind].items():
+            if len(prefix + name) > LONGEST_NAME:
+                raise RefusedError(f"the name {brief(repr(prefix + name))} in the network")
+            yield prefix + name, None if kind == "_modules" else part
+            if kind == "_modules":
+                yield from named_parts(part, f"{prefix}{name}.")
+
+
+def array_of(part: object, data: bytes) -> np.ndarray:
+    """The elements of a noted tensor or parameter, where they stand in the file."""
+    if type(part) is Call and part.function in PARAMETERS:
+        part = part.arguments[0]
+    if type(part) is not Call or part.function not in TENSORS:
+        raise RefusedError(f"{type(part).__name__} in the place of a tensor")
+    storage, offset, shape, strides = part.arguments[:4]
+    if type(storage) is not Storage or not len(shape) == len(strides) <= MAX_DIMENSIONS:
+        raise RefusedError("a tensor of an unknown form")
+    if any(type(number) is not int or number < 0 for number in (offset, *shape)):
+        raise RefusedError("a tensor whose offset or shape is not made of counts")
+    size, itemsize = math.prod(shape), storage.dtype.itemsize
+    if offset + size > storage.size:
+        raise RefusedError(f"a tensor that needs {offset + size:,} of {storage.size:,} elements")
+    start = storage.start + offset * itemsize
+    array = np.frombuffer(data, storage.dtype, size, start).reshape(shape)
+    if array.strides != tuple(stride * itemsize for stride in strides):
+        raise RefusedError("a tensor whose elements are not in order")
+    return array

@@ -3,19 +3,16 @@
 import pytest
 
 from benchmarks.wall_clock import (
-    Rates,
-    all_reduce_seconds,
-    longest_first,
-    lower_bound,
-    main,
-    random_orders,
+    ASSUMED,
+    measure,
     source_seconds,
+    table,
     target_seconds,
     wall_clock,
 )
-from decathlon import SOURCE, TARGETS, TASK_BY_NAME
+from decathlon import SOURCE, TASK_BY_NAME
 
-TWO_CORES = Rates(73, 139, 311, start=0, launch=0, bandwidth=1e9, network=1e9)  # see the README
+STEPS = 120 * (SOURCE.num_train + SOURCE.num_val) / 128  # of the source's training
 
 
 @pytest.mark.parametrize(
@@ -24,38 +21,11 @@ TWO_CORES = Rates(73, 139, 311, start=0, launch=0, bandwidth=1e9, network=1e9)  
         ([1, 1, 1, 3], 2, 4),  # 1 1 3 | 1: the long one comes last
         ([3, 1, 1, 1], 2, 3),  # 3 | 1 1 1
         ([3, 3, 2, 2, 2], 2, 7),  # 3 2 2 | 3 2, where 3 3 | 2 2 2 would take 6
-        ([5, 4, 3, 3, 3], 3, 7),  # 5 | 4 3 | 3 3
         ([2, 2, 2], 8, 2),
     ],
 )
 def test_a_task_starts_on_the_gpu_that_is_free_first(seconds, gpus, expected):
     assert wall_clock(seconds, gpus) == expected
-
-
-def test_longest_first_does_not_depend_on_the_order_it_is_told():
-    assert longest_first([1, 1, 1, 3], 2) == 3
-    assert longest_first([3, 1, 1, 1], 2) == 3
-
-
-@pytest.mark.parametrize(("gpus", "bound"), [(1, 12), (2, 6), (3, 5), (8, 5)])
-def test_no_packing_beats_an_even_share_or_the_longest_task(gpus, bound):
-    assert lower_bound([5, 4, 3], gpus) == bound
-
-
-def test_longest_first_is_at_most_a_third_above_the_bound_and_random_orders_are_above_it():
-    """Graham's bound, 4/3 of the best packing; on the nine targets it does better."""
-    seconds = [target_seconds(task, TWO_CORES, 110) for task in TARGETS]
-    for gpus in (2, 3, 4):
-        orders = random_orders(seconds, gpus)
-        packed, bound = longest_first(seconds, gpus), lower_bound(seconds, gpus)
-        assert bound <= packed <= 4 / 3 * bound
-        assert packed < sum(orders) / len(orders)
-        assert min(orders) >= bound
-
-
-def test_the_rates_measured_on_two_cores_give_the_hours_that_the_readme_tells():
-    hours = sum(target_seconds(task, TWO_CORES, 110) for task in TARGETS) / 3600
-    assert hours == pytest.approx(140, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -66,45 +36,36 @@ def test_the_rates_measured_on_two_cores_give_the_hours_that_the_readme_tells():
         ("daimlerpedcls", 29_400 / 73 * 81 / 32 + 5_880 / 311 * 2),
     ],
 )
-def test_an_epoch_takes_its_images_times_their_pixels(task, seconds):
-    assert target_seconds(TASK_BY_NAME[task], TWO_CORES, 1) == pytest.approx(seconds)
+def test_a_target_takes_its_images_times_their_pixels(task, seconds):
+    assert target_seconds(TASK_BY_NAME[task], 73, 311) == pytest.approx(110 * seconds + 30)
 
 
-def test_a_ring_sends_every_gradient_almost_twice():
-    assert all_reduce_seconds(1_000_000, 1, 1e9) == 0
-    assert all_reduce_seconds(1_000_000, 2, 1e9) == pytest.approx(0.004)
-    assert all_reduce_seconds(1_000_000, 8, 1e9) == pytest.approx(0.007)
+def test_the_rates_measured_on_two_cores_give_the_hours_that_the_docs_tell():
+    rows = measure(73, 311, "measured")["by GPUs"]
+    hours = {gpus: round(row["longest first"] / 3600, 2) for gpus, row in rows.items()}
+    assert hours == {1: 140.75, 2: 70.5, 4: 41.37, 8: 41.37, 32: 41.37}
+    for row in rows.values():
+        assert row["lower bound"] <= row["longest first"] <= row["random worst"]
 
 
-def test_the_source_gains_from_gpus_until_a_step_is_launched_slower_than_it_is_computed():
-    """128 images at 1,280 a second take 0.1 s; 0.03 s to launch one are reached at 4 GPUs."""
-    rates = Rates(1, 1280, 1e12, start=0, launch=0.03, bandwidth=1e18, network=1e18)
-    steps = (SOURCE.num_train + SOURCE.num_val) / 128
-    for gpus, step in ((1, 0.1), (2, 0.05), (4, 0.03), (8, 0.03)):
-        seconds = source_seconds(rates, 1, 128 / gpus, gpus, epochs=2)
-        assert seconds == pytest.approx(2 * steps * step)
+@pytest.mark.parametrize(
+    ("rate", "parameters", "gpus", "step"),
+    [  # seconds; 128 images at 8,000 a second take 16 ms
+        (8000, 0, 1, 0.016),
+        (8000, 0, 2, 0.008),
+        (8000, 0, 8, 0.004),  # a host launches no step more quickly
+        (8000, 10**9, 1, 0.016),
+        (8000, 10**9, 8, 0.004 + 2 * 7 / 8 * 4 / 200),  # a ring sends every gradient almost twice
+        (8000, 10**9, 32, 0.004 + 2 * 31 / 32 * 4 / 25),  # over the slower network
+    ],
+)
+def test_the_source_takes_its_steps_and_the_evaluations_of_one_gpu(rate, parameters, gpus, step):
+    expected = STEPS * step + 120 * SOURCE.num_val / 100 + 30
+    assert source_seconds(rate, 100, parameters, gpus) == pytest.approx(expected)
 
 
-def test_the_source_is_evaluated_by_one_gpu_however_many_train():
-    rates = Rates(1, 1e12, 100, start=0, launch=0, bandwidth=1e18, network=1e18)
-    for gpus in (1, 8, 32):
-        seconds = source_seconds(rates, 1, 128, gpus, epochs=3)
-        assert seconds == pytest.approx(3 * SOURCE.num_val / 100)
-
-
-def test_the_slower_network_counts_as_soon_as_there_are_two_machines():
-    rates = Rates(1, 1e12, 1e12, start=0, launch=0, bandwidth=8e9, network=1e9)
-    steps = (SOURCE.num_train + SOURCE.num_val) / 128
-    for gpus, bandwidth in ((8, 8e9), (16, 1e9)):
-        expected = steps / gpus * 2 * (gpus - 1) / gpus * 4e6 / bandwidth
-        assert source_seconds(rates, 10**6, 128, gpus, 1) == pytest.approx(expected, rel=1e-3)
-
-
-def test_the_table_says_that_its_rates_are_assumed_and_where_scaling_stops(capsys):
-    main([])
-    said = capsys.readouterr().out
+def test_the_table_says_that_its_rates_are_assumed_and_where_scaling_stops():
+    said = table(measure(5000, None, ASSUMED))
     assert said.startswith("Rates: ASSUMED: no GPU has been measured.\n")
     assert "The targets stop scaling at 4 GPUs: svhn alone takes" in said
-    assert "the source is quickest on 4 GPUs" in said
-    main(["--rates_are", "measured on two cores"])
-    assert capsys.readouterr().out.startswith("Rates: measured on two cores.\n")
+    assert "The source is quickest on 4." in said

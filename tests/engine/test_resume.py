@@ -1,28 +1,31 @@
-"""Exact resume: checkpoints inside an epoch, the one before, signals, and what stops a step."""
+"""Exact resume: a run that was stopped or killed anywhere ends with the same bits."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import replace
 
 import pytest
 from conftest import REPOSITORY
 
 import main
 from decathlon import SOURCE
-from engine.checkpoints import Checkpoint, content_sha256, previous_file
+from engine.checkpoints import Checkpoint, checkpoint_file, previous_file
 from engine.records import TIMING_FIELDS
-from runtime.errors import SpotTuneError, Stopped
-from runtime.signals import StopRequest
+from engine.run import Run
+from runtime.errors import SpotTuneError
+from runtime.signals import STOP_SIGNALS, Stopped, StopRequest, deferred_stop
+from weights.tensor_file import content_sha256
 
 SMALL_SVHN = ["--tasks", "svhn", "--batch_size", "2"]  # 6 steps an epoch
 
 
 @pytest.fixture(scope="module")
 def base(trained):
-    source = trained.ckpdir / SOURCE.name / "checkpoint.pt"
+    source = checkpoint_file(trained.ckpdir, SOURCE.name)
     return [*trained.arguments, "--pretrained", str(source), *SMALL_SVHN]
 
 
@@ -33,25 +36,25 @@ def undisturbed(base, tmp_path_factory):
     return ckpdir
 
 
+def svhn(ckpdir):
+    return Checkpoint.load(checkpoint_file(ckpdir, "svhn"))
+
+
 def outcome(ckpdir):
-    """A hash of everything that must be equal: weights, momenta, records."""
-    checkpoint = Checkpoint.load(ckpdir / "svhn/checkpoint.pt")
+    """A hash of everything that must be equal: weights, momenta, records, decisions."""
+    checkpoint = svhn(ckpdir)
     lines = (ckpdir / "svhn/records.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == checkpoint.history
+    assert checkpoint.unfinished is None
     for record in checkpoint.history:
         for name in TIMING_FIELDS:
             del record[name]
-    recorded = [
-        {k: v for k, v in json.loads(line).items() if k not in TIMING_FIELDS} for line in lines
-    ]
-    assert recorded == checkpoint.history
-    assert checkpoint.unfinished is None
     decisions = (ckpdir / "svhn/decisions.json").read_text()
-    return content_sha256(
-        [dict(checkpoint.weights), checkpoint.optimizers, checkpoint.history, decisions]
-    )
+    weights = {f"weight of {name}": tensor for name, tensor in checkpoint.weights.items()}
+    return content_sha256(f"{checkpoint.history}{decisions}", {**weights, **checkpoint.momenta})
 
 
-def stop_after(monkeypatch, checks):
+def stop_at(monkeypatch, checks):
     """A stop is asked for at the `checks`-th place where a stop is possible."""
     seen = [0]
 
@@ -63,19 +66,33 @@ def stop_after(monkeypatch, checks):
     monkeypatch.setattr(StopRequest, "raise_if_asked", raise_if_asked)
 
 
-# Two epochs of 6 steps; after the first 2 batches of val and a save, after the second val under
-# four policies. A stop is possible after each step, each batch of val, and each save.
-@pytest.mark.parametrize("place", range(1, 25))
-def test_stopped_at_any_step_or_in_evaluation_the_bits_are_the_same(
-    place, base, undisturbed, tmp_path, monkeypatch, capsys
+def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
+    base, undisturbed, tmp_path, monkeypatch, capsys
 ):
-    with monkeypatch.context() as patched:
-        stop_after(patched, place)
-        with pytest.raises(Stopped):
+    """Two epochs of 6 steps; 2 batches of val after the first, 8 after the second (four policies).
+
+    A stop is possible after each step, each batch of val, and each epoch's checkpoint.
+    """
+    stops = [  # the place, counted from the stop before; finished epochs, steps of the next
+        (1, 0, 1),
+        (2, 0, 3),
+        (3, 0, 6),  # after the last step
+        (1, 0, 6),  # in the evaluation
+        (3, 1, None),  # between two epochs
+        (4, 1, 4),
+        (7, 1, 6),  # in the evaluation under another policy
+        (9, 2, None),  # after the last epoch
+    ]
+    for place, epochs, steps in stops:
+        with monkeypatch.context() as patched, pytest.raises(Stopped):
+            stop_at(patched, place)
             main.main([*base, "--ckpdir", str(tmp_path)])
-    left = Checkpoint.load(tmp_path / "svhn/checkpoint.pt")
-    assert (left.unfinished is None) == (place in (9, 24))  # between epochs
+        left = svhn(tmp_path)
+        assert len(left.history) == epochs
+        assert (left.unfinished and left.unfinished["steps"]) == steps
+    capsys.readouterr()
     main.main([*base, "--ckpdir", str(tmp_path)])
+    assert "svhn: 2 of 2 epochs were finished before" in capsys.readouterr().out
     assert outcome(tmp_path) == outcome(undisturbed)
 
 
@@ -83,57 +100,92 @@ def test_saving_inside_an_epoch_changes_nothing(base, undisturbed, tmp_path):
     """After every single step: far more often than any user would."""
     main.main([*base, "--ckpdir", str(tmp_path), "--checkpoint_minutes", "1e-9"])
     assert outcome(tmp_path) == outcome(undisturbed)
-    before = Checkpoint.load(previous_file(tmp_path / "svhn/checkpoint.pt"))
+    before = Checkpoint.load(previous_file(checkpoint_file(tmp_path, "svhn")))
     assert (len(before.history), before.unfinished["steps"]) == (1, 6)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "gone"])
-def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used_aloud(
+def test_a_run_goes_on_to_more_epochs_than_were_asked_for_at_first(
+    base, undisturbed, tmp_path, capsys
+):
+    main.main([*base, "--ckpdir", str(tmp_path), "--nb_epochs", "1"])
+    main.main([*base, "--ckpdir", str(tmp_path)])
+    assert "svhn: 1 of 2 epochs were finished before" in capsys.readouterr().out
+    assert outcome(tmp_path) == outcome(undisturbed)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a flipped bit", "gone"])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used_with_a_message(
     damage, base, undisturbed, tmp_path, capsys
 ):
-    main.main([*base, "--ckpdir", str(tmp_path)])
-    path = tmp_path / "svhn/checkpoint.pt"
+    shutil.copytree(undisturbed / "svhn", tmp_path / "svhn")
+    path = checkpoint_file(tmp_path, "svhn")
     data = bytearray(path.read_bytes())
-    if damage == "cut":
-        data = data[: len(data) // 2]
-    elif damage == "flip":
-        data[len(data) // 3] ^= 0x10
-    elif damage == "empty":
-        data = b""
-    path.write_bytes(data)
-    if damage == "gone":
+    if damage == "cut short":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "a flipped bit":
+        data[len(data) // 2] ^= 0x10
+        path.write_bytes(data)
+    else:
         path.unlink()
-    capsys.readouterr()
     main.main([*base, "--ckpdir", str(tmp_path)])
     said = capsys.readouterr().out
-    assert "Going on from the one before, checkpoint.previous.pt" in said
+    assert "Going on from the one before, checkpoint.previous.safetensors" in said
     assert "svhn: 1 of 2 epochs were finished before" in said
     assert outcome(tmp_path) == outcome(undisturbed)
-    damaged = tmp_path / "svhn/checkpoint.damaged.pt"
+    damaged = tmp_path / "svhn/checkpoint.damaged.safetensors"
     assert damaged.exists() == (damage != "gone")
 
 
-def test_if_both_are_damaged_one_line_says_so(base, tmp_path):
-    main.main([*base, "--ckpdir", str(tmp_path)])
-    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
-        (tmp_path / "svhn" / name).write_bytes(b"x")
-    with pytest.raises(SpotTuneError, match=r"checkpoint.previous.pt: not a readable checkpoint"):
-        main.main([*base, "--ckpdir", str(tmp_path)])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lr": 0.2}, "lr 0.1, but this run asks for 0.2"),
+        ({"milestones": (1,)}, r"milestones \(40,\), but this run asks for \(1,\)"),
+        ({"data_sha256": "0"}, "other images or labels than the annotations of svhn list"),
+        ({"kind": "finetune"}, "method spottune, but this run asks for finetune"),
+        ({"categories": [1, 2]}, "categories .* asks for .1, 2"),
+    ],
+)
+def test_a_run_does_not_go_on_with_what_was_trained_differently_and_names_it(
+    change, words, undisturbed
+):
+    found = svhn(undisturbed)
+    run = Run(undisturbed, "svhn", found.kind, found.categories, found.settings)
+    assert run.found().checkpoint.history == found.history
+    of_run = {name: value for name, value in change.items() if name in ("kind", "categories")}
+    settings = {name: value for name, value in change.items() if name not in of_run}
+    other = replace(run, **of_run, settings=replace(run.settings, **settings))
+    with pytest.raises(SpotTuneError, match=words) as told:
+        other.found()
+    assert "another --ckpdir" in str(told.value)
 
 
-def test_every_single_flipped_bit_of_a_number_is_noticed(undisturbed, tmp_path):
-    """A weight that is only a little wrong: readable, finite, of the right shape."""
-    path = undisturbed / "svhn/checkpoint.pt"
-    weight = Checkpoint.load(path).weights["net.stem.conv.weight"]
-    data = path.read_bytes()
-    place = data.index(weight.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
-    copy = tmp_path / "copy.pt"
-    for bit in range(8):
-        changed = bytearray(data)
-        changed[place] ^= 1 << bit
-        copy.write_bytes(changed)
-        with pytest.raises(SpotTuneError, match="damaged|not a readable"):
-            Checkpoint.load(copy)
+# Signals.
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_one_stop_that_comes_by_two_ways_is_answered_at_the_next_possible_place(number, capfd):
+    with pytest.raises(Stopped) as stopped, deferred_stop() as stop:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.raise_if_asked()
+    assert stopped.value.number == number
+    assert capfd.readouterr().err.count("finishing this step, then saving") == 1
+
+
+LATER_SIGNAL = """
+import os, signal
+from runtime import signals
+signals.ONE_STOP_SECONDS = 0.0
+with signals.deferred_stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_a_later_signal_has_its_usual_effect_which_is_to_end_at_once():
+    done = subprocess.run([sys.executable, "-c", LATER_SIGNAL], cwd=REPOSITORY, timeout=60)
+    assert done.returncode == -signal.SIGINT
 
 
 def start(base, ckpdir, *flags):
@@ -153,18 +205,16 @@ def read_until(process, text):
     return said
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"])
-def test_a_signal_finishes_the_step_saves_says_so_and_exits_with_its_status(name, base, tmp_path):
-    number = getattr(signal, name)
+def test_a_signal_finishes_the_step_saves_says_so_and_ends_the_run_with_its_status(base, tmp_path):
     process = start(base, tmp_path, "--nb_epochs", "100000")
-    read_until(process, "svhn epoch 2/")
-    process.send_signal(number)
+    before = read_until(process, "svhn epoch 2/")
+    process.send_signal(signal.SIGTERM)
     rest, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert f"{name}: finishing this step, then saving" in rest
-    assert f"{name}: stopped; the same command goes on" in rest
-    left = Checkpoint.load(tmp_path / "svhn/checkpoint.pt")
-    assert left.unfinished is not None or f"epoch {len(left.history)}/" in rest
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM: finishing this step, then saving" in rest
+    assert "SIGTERM: stopped; the same command goes on" in rest
+    left = svhn(tmp_path)
+    assert left.unfinished is not None or f"epoch {len(left.history)}/" in before + rest
     assert not list(tmp_path.glob("**/*.tmp"))
 
 
@@ -172,14 +222,14 @@ def test_a_signal_finishes_the_step_saves_says_so_and_exits_with_its_status(name
 LATE_SIGNAL = """
 import os, signal, sys
 import main
-from engine import fit as runs
+from engine import fit
 from runtime.errors import run_script
-say = runs.say
+say = fit.say
 def say_and_stop(line):
     say(line)
     if line.startswith("svhn epoch 2/2"):
         os.kill(os.getpid(), signal.SIGTERM)
-runs.say = say_and_stop
+fit.say = say_and_stop
 run_script(lambda: main.main(sys.argv[1:]))
 """
 
@@ -190,60 +240,15 @@ def test_a_stop_that_is_asked_for_after_the_last_epoch_is_not_forgotten(base, tm
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert "SIGTERM: stopped; the same command goes on" in done.stderr
-    assert len(Checkpoint.load(tmp_path / "svhn/checkpoint.pt").history) == 2
+    assert len(svhn(tmp_path).history) == 2
     assert not (tmp_path / "dtd").exists()
 
 
-# A step that lasts until the test closes its standard input.
-LONG_STEP = """
-import sys
-from runtime import signals
-from runtime.errors import run_script
-signals.ONE_STOP_SECONDS = float(sys.argv[1])
-def main():
-    with signals.deferred_stop() as stop:
-        print("ready", flush=True)
-        sys.stdin.read()
-        stop.raise_if_asked()
-run_script(main)
-"""
-
-
-def signalled_twice(one_stop_seconds):
-    """How a long step ends that gets two signals half a second apart."""
-    command = [sys.executable, "-c", LONG_STEP, str(one_stop_seconds)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, cwd=REPOSITORY, stdin=pipe, stdout=pipe, stderr=pipe, text=True
-    ) as process:
-        read_until(process, "ready")
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.1)
-        _, errors = process.communicate(timeout=60)
-    return process.returncode, errors
-
-
-def test_one_stop_that_comes_by_two_ways_still_finishes_the_step():
-    status, errors = signalled_twice(60)
-    assert status == 128 + signal.SIGTERM
-    assert errors.count("finishing this step") == 1
-
-
-def test_a_later_signal_has_its_usual_effect_which_is_to_end_at_once():
-    status, errors = signalled_twice(0.1)
-    assert status == -signal.SIGINT
-    assert "the same command goes on" not in errors
-
-
-def test_a_killed_process_is_gone_on_from(base, undisturbed, tmp_path):
+def test_a_run_whose_process_was_killed_ends_with_the_same_bits(base, undisturbed, tmp_path):
     process = start(base, tmp_path, "--checkpoint_minutes", "1e-9")
     read_until(process, "svhn epoch 1/2")
     process.kill()
     process.wait()
     process.stdout.close()
-    again = start(base, tmp_path)
-    said, _ = again.communicate(timeout=120)
-    assert again.returncode == 0, said
+    main.main([*base, "--ckpdir", str(tmp_path)])
     assert outcome(tmp_path) == outcome(undisturbed)

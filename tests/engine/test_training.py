@@ -11,15 +11,15 @@ from decathlon import TASK_BY_NAME
 from engine.evaluation import predict, summarise
 from engine.step import EpochSums, Trainer, lr_multiplier, noise_for
 from engine.step import train_epoch as train_epoch_from
-from image_cache.batches import training_order
+from image_cache.batches import TaskData
 from image_cache.packed import DataFolders
-from image_cache.task_data import TaskData
 from imdbfolder_coco import load_images, view_of
 from methods.baselines import PlainNetwork
 from methods.optimizers import Rates
 from methods.registry import build_method
 from models.resnet26 import resnet26
 from runtime.devices import Compute
+from runtime.distributed import ALONE
 
 CPU = Compute(torch.device("cpu"), "fp32")
 MEAN_STD = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -45,7 +45,8 @@ def test_learning_rates_drop_tenfold_at_each_milestone(epoch, multiplier):
 def data(decathlon_root, tmp_path):
     folders = DataFolders(decathlon_root, decathlon_root / "annotations", tmp_path)
     images = load_images(TASK_BY_NAME["svhn"], ["train"], folders, 16)
-    return TaskData(images, view_of(TASK_BY_NAME["svhn"], images, 16, 16, True), MEAN_STD)
+    view = view_of(TASK_BY_NAME["svhn"], images, 16, 16, training=True)
+    return TaskData(images, view, MEAN_STD, CPU.device)
 
 
 @pytest.fixture
@@ -61,7 +62,9 @@ def method():
 def train_epoch(trainer, data, seed, label):
     """A whole epoch, without anything between its steps."""
     sums = EpochSums.zero(trainer.method.num_blocks, CPU.device)
-    return train_epoch_from(trainer, data, seed, label, sums, after_step=lambda: None)
+    for _ in train_epoch_from(trainer, data, seed, label, sums):
+        pass
+    return sums.averages(len(data.images))
 
 
 def epoch(method, data, seed=(0, "svhn", 0), compute=CPU, batch_size=5):
@@ -85,15 +88,14 @@ def test_averages_are_taken_over_images_and_not_over_batches(method, data):
     frozen = Trainer(method, Rates(0.0, 0.0, 0.0), CPU, batch_size=5)
     twin = copy.deepcopy(method).train()
     result = train_epoch(frozen, data, (0, "svhn", 0), "svhn")
-    order = training_order(data.images, data.view, 0, "svhn", 0)
     noise = noise_for(twin, 12, 0, "svhn", 0)
     losses, correct = [], 0
-    for batch, images, labels in data.on_device(order, 5, CPU.device, ""):
-        scores, _ = twin(images, noise[batch.positions])
-        losses += F.cross_entropy(scores, labels, reduction="none").tolist()
-        correct += (scores.argmax(1) == labels).sum().item()
-    assert [len(losses), result.accuracy] == [12, pytest.approx(100 * correct / 12)]
-    assert result.loss == pytest.approx(sum(losses) / 12, rel=1e-5)
+    for batch in data.training_batches(5, (0, "svhn", 0), "", 0, ALONE):
+        scores, _ = twin(batch.images_N3HW, noise[batch.positions])
+        losses += F.cross_entropy(scores, batch.labels_N, reduction="none").tolist()
+        correct += (scores.argmax(1) == batch.labels_N).sum().item()
+    assert [len(losses), result["train_accuracy"]] == [12, pytest.approx(100 * correct / 12)]
+    assert result["train_loss"] == pytest.approx(sum(losses) / 12, rel=1e-5)
     net = PlainNetwork(resnet26(2, width=4))
     net.eval()
     uneven, even = (predict(net, data, size, "argmax", (0,), CPU, "svhn") for size in (5, 12))
@@ -108,7 +110,7 @@ def test_the_share_of_fine_tuned_decisions_is_counted_per_block(method, data):
         head.bias.copy_(torch.tensor([[50.0, 0.0], [0.0, 50.0]]).repeat(6, 1).flatten())
     frozen = Trainer(method, Rates(0.0, 0.0, 0.0), CPU, batch_size=5)
     result = train_epoch(frozen, data, (0, "svhn", 0), "svhn")
-    assert result.fine_tuned_share == [0.0, 1.0] * 6
+    assert result["train_fine_tuned_share"] == [0.0, 1.0] * 6
     predictions = predict(method, data, 5, "argmax", (0,), CPU, "svhn")
     assert summarise(predictions, data.images).fine_tuned_share == [0.0, 1.0] * 6
 
@@ -146,5 +148,5 @@ def test_bf16_trains_close_to_fp32(method, data):
     twin = copy.deepcopy(method)
     exact = epoch(method, data)
     rounded = epoch(twin, data, compute=Compute(torch.device("cpu"), "bf16"))
-    assert rounded.loss == pytest.approx(exact.loss, rel=0.05)
+    assert rounded["train_loss"] == pytest.approx(exact["train_loss"], rel=0.05)
     assert all(parameter.dtype == torch.float32 for parameter in twin.parameters())

@@ -30,7 +30,7 @@ def assert_same_weights(ours, theirs):
 def own(trained, tmp_path):
     """The checkpoint of a finished source, which was of epoch 1 of 2 before."""
     shutil.copytree(trained.ckpdir / SOURCE.name, tmp_path / SOURCE.name)
-    return tmp_path / SOURCE.name / "checkpoint.pt"
+    return tmp_path / SOURCE.name / "checkpoint.safetensors"
 
 
 @pytest.fixture
@@ -65,10 +65,12 @@ def test_a_damaged_source_that_is_a_task_goes_on_from_the_one_before(
     cut_short(own)
     train("none", SOURCE.name, "svhn")
     said = capsys.readouterr().out
-    assert said.count("Going on from the one before, checkpoint.previous.pt") == 1
+    assert said.count("Going on from the one before, checkpoint.previous.safetensors") == 1
     assert "imagenet12: 1 of 2 epochs were finished before" in said
     for task in (SOURCE.name, "svhn"):
-        assert_same_weights(*(d / task / "checkpoint.pt" for d in (tmp_path, trained.ckpdir)))
+        assert_same_weights(
+            *(d / task / "checkpoint.safetensors" for d in (tmp_path, trained.ckpdir))
+        )
 
 
 def test_targets_start_from_a_finished_source_that_was_kept_and_leave_it_as_it_is(
@@ -83,7 +85,9 @@ def test_targets_start_from_a_finished_source_that_was_kept_and_leave_it_as_it_i
     assert f"{own}: not a readable checkpoint" in said
     assert f"source weights: {previous_file(own)}" in said
     assert files(own.parent) == before
-    assert_same_weights(tmp_path / "svhn/checkpoint.pt", trained.ckpdir / "svhn/checkpoint.pt")
+    assert_same_weights(
+        tmp_path / "svhn/checkpoint.safetensors", trained.ckpdir / "svhn/checkpoint.safetensors"
+    )
 
 
 def test_a_finished_task_whose_last_checkpoint_is_damaged_gets_the_one_before_in_its_place(
@@ -92,14 +96,14 @@ def test_a_finished_task_whose_last_checkpoint_is_damaged_gets_the_one_before_in
     shutil.copyfile(own, previous_file(own))
     cut_short(own)
     train("none", SOURCE.name)
-    assert_same_weights(own, trained.ckpdir / SOURCE.name / "checkpoint.pt")
-    assert own.with_suffix(".damaged.pt").stat().st_size == 1000
+    assert_same_weights(own, trained.ckpdir / SOURCE.name / "checkpoint.safetensors")
+    assert own.with_suffix(".damaged.safetensors").stat().st_size == 1000
 
 
 @pytest.mark.parametrize("tasks", [[SOURCE.name], ["svhn"]])
 def test_damaged_weights_that_came_from_a_file_are_put_back(tasks, train, trained, tmp_path):
-    file = trained.ckpdir / SOURCE.name / "checkpoint.pt"
-    adopted = tmp_path / SOURCE.name / "checkpoint.pt"
+    file = trained.ckpdir / SOURCE.name / "checkpoint.safetensors"
+    adopted = tmp_path / SOURCE.name / "checkpoint.safetensors"
     train(file, SOURCE.name)
     good = adopted.read_bytes()
     shutil.copyfile(adopted, previous_file(adopted))
@@ -108,14 +112,14 @@ def test_damaged_weights_that_came_from_a_file_are_put_back(tasks, train, traine
     train(file, *tasks)
     assert (adopted.parent / ".lock").exists()  # no other process did the same at that moment
     assert adopted.read_bytes() == good
-    assert adopted.with_suffix(".damaged.pt").stat().st_size == 1000
+    assert adopted.with_suffix(".damaged.safetensors").stat().st_size == 1000
 
 
 def test_a_damaged_checkpoint_of_weights_from_a_file_is_still_not_taken_for_one_trained_here(
     train, trained, tmp_path
 ):
-    adopted = tmp_path / SOURCE.name / "checkpoint.pt"
-    train(trained.ckpdir / SOURCE.name / "checkpoint.pt", SOURCE.name)
+    adopted = tmp_path / SOURCE.name / "checkpoint.safetensors"
+    train(trained.ckpdir / SOURCE.name / "checkpoint.safetensors", SOURCE.name)
     shutil.copyfile(adopted, previous_file(adopted))
     cut_short(adopted)
     with pytest.raises(SpotTuneError, match="was taken from a file"):

@@ -1,9 +1,11 @@
 """Images decoded once: pixels, staleness, damage."""
 
 import json
+import os
 import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,11 +47,35 @@ def test_pixels_are_bit_for_bit_those_of_pillow_and_torchvision(size, mode, tmp_
     assert np.array_equal(decode_image(path, 16), np.asarray(expected))
 
 
-def test_images_are_decoded_once(folders, monkeypatch):
-    first = load(folders).crops(np.array([0]), np.array([0]), np.array([0]), 16, 16)
+def pixels_of(images):
+    origin = np.array([0])
+    return images.crops(origin, origin, origin, 16, 16)
+
+
+def test_images_that_are_gone_are_read_from_the_pack_with_a_message(folders, capsys):
+    first = pixels_of(load(folders))
     shutil.rmtree(folders.datadir / "data")
-    again = load(folders).crops(np.array([0]), np.array([0]), np.array([0]), 16, 16)
-    assert np.array_equal(first, again)
+    assert np.array_equal(pixels_of(load(folders)), first)
+    assert "image files are gone" in capsys.readouterr().out
+
+
+def test_images_that_were_replaced_in_place_are_packed_again(folders, capsys):
+    load(folders)
+    Image.new("RGB", (20, 16), "red").save(first_image(folders), "JPEG")
+    assert (pixels_of(load(folders))[..., 0] > 240).all()
+    assert "made from other image files" in capsys.readouterr().out
+
+
+def test_data_sets_that_share_a_cache_keep_their_own_pixels(folders, tmp_path):
+    """Equal annotations, other images."""
+    white = tmp_path / "white"
+    shutil.copytree(folders.datadir / "data", white / "data")
+    for path in white.rglob("*.jpg"):
+        Image.new("RGB", (16, 16), "white").save(path)
+    for _ in range(2):
+        assert pixels_of(load(folders)).min() < 200
+        other = DataFolders(white, folders.imdbdir, folders.cachedir)
+        assert pixels_of(load(other)).min() > 240
 
 
 def test_changed_annotations_are_packed_again(folders):
@@ -117,8 +143,8 @@ def set_first(field, value):
         lambda index, facts: facts.update(categories="x"),
         lambda index, facts: facts.update(categories=[[1]]),
         lambda index, facts: facts.update(categories=[2**63]),
-        lambda index, facts: facts.update(version=2),
-        lambda index, facts: json.dumps({"version": 1}),
+        lambda index, facts: facts.update(version=1),
+        lambda index, facts: json.dumps({"version": 2}),
         lambda index, facts: "[" * 100_000,
     ],
 )
@@ -145,12 +171,71 @@ def first_image(folders):
     return folders.datadir / content["images"][0]["file_name"]
 
 
-def test_half_a_jpeg_is_named_and_nothing_is_left(folders):
-    path = first_image(folders)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(SpotTuneError, match=f"{path}.*cannot be decoded"):
+def damage_three(folders):
+    """Three kinds of damage; the files' names."""
+    paths = [folders.datadir / name for name in names_of(folders)[1:8:3]]
+    paths[0].write_bytes(paths[0].read_bytes()[: paths[0].stat().st_size // 2])
+    paths[1].unlink()
+    paths[2].write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")  # runs programs
+    return paths
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_all_damaged_images_are_named_in_one_line(folders, processes, monkeypatch):
+    if processes:
+        many(monkeypatch)
+    paths = damage_three(folders)
+    with pytest.raises(SpotTuneError, match="3 of 12 images") as caught:
         load(folders)
+    message = str(caught.value)
+    assert all(str(path) in message for path in paths)
+    assert "no such file" in message
+    assert message.isprintable()
     assert list(folders.cachedir.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "TIFF", "JPEG2000", "PPM"])
+def test_other_formats_are_read_too(folders, kind):
+    Image.new("RGB", (16, 16), (0, 0, 255)).save(first_image(folders), kind)
+    assert pixels_of(load(folders))[..., 2].min() > 240
+
+
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        ("data/svhn/train/0001/1.jpg", "data\\svhn\\train\\0001\\1.jpg"),  # by Windows
+        ("data/svhn/at 3.02\u202fPM.jpg", "data/svhn/at 3.02\u202fPM.jpg"),  # by macOS
+        (None, "data/a\nb.jpg"),
+        (None, "data/\x1b[2J.jpg"),
+        (None, "data/\ud800.jpg"),
+        (None, "data/a.jpg\0.png"),
+        (None, "data/" + "x" * 3000),
+    ],
+)
+def test_odd_file_names_are_read_or_named_in_a_line(folders, name, listed):
+    path = folders.imdbdir / "svhn_train.json"
+    content = json.loads(path.read_text())
+    if name:
+        first_image(folders).rename(folders.datadir / name)
+    content["images"][0]["file_name"] = listed
+    path.write_text(json.dumps(content))
+    if name:
+        assert len(load(folders)) == 12
+        return
+    with pytest.raises(SpotTuneError, match="1 of 12 images"):
+        load(folders)
+
+
+def test_a_cache_that_cannot_be_written_names_the_flag(folders):
+    sealed = DataFolders(folders.datadir, folders.imdbdir, Path("/sys/packed"))  # for root too
+    with pytest.raises(SpotTuneError, match="/sys/packed: .* name another folder with --cachedir"):
+        load(sealed)
+
+
+def test_a_process_starts_as_many_decoders_as_it_may_use(monkeypatch):
+    assert decoding.usable_cores() <= len(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3})
+    assert decoding.usable_cores() == 1
 
 
 def bitmap(width, height):
@@ -180,25 +265,11 @@ def test_an_image_that_would_take_gigabytes_is_refused(width, height, words, fol
         load(folders)
 
 
-def test_an_image_listed_but_absent_is_named(folders):
-    first_image(folders).unlink()
-    with pytest.raises(SpotTuneError, match=f"{first_image(folders)}.*no such file"):
-        load(folders)
-
-
-def test_formats_that_can_run_programs_are_not_opened(folders):
-    """Pillow hands PostScript to an interpreter."""
-    first_image(folders).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
-    with pytest.raises(SpotTuneError, match="cannot identify image file"):
-        load(folders)
-
-
-@pytest.fixture
 def many(monkeypatch):
-    """A handful of images counts as many, so that processes decode them."""
+    """A handful of images counts as many, so that three processes decode them."""
     monkeypatch.setattr(decoding, "FEW_IMAGES", 2)
     monkeypatch.setattr(decoding, "CHUNK", 2)
-    monkeypatch.setattr(decoding.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(decoding, "usable_cores", lambda: 3)
 
 
 def names_of(folders):
@@ -210,8 +281,7 @@ def test_processes_write_the_same_file_as_one_alone(folders, monkeypatch):
     load(folders)
     alone = pack_of(folders).read_bytes()
     pack_of(folders).unlink()
-    monkeypatch.setattr(decoding, "FEW_IMAGES", 2)
-    monkeypatch.setattr(decoding, "CHUNK", 2)
+    many(monkeypatch)
     started = count_workers(monkeypatch)
     load(folders)
     assert len(started) == 3
@@ -219,7 +289,6 @@ def test_processes_write_the_same_file_as_one_alone(folders, monkeypatch):
 
 
 def count_workers(monkeypatch):
-    monkeypatch.setattr(decoding.os, "cpu_count", lambda: 3)
     started = []
 
     class Counted(decoding.Worker):
@@ -231,18 +300,12 @@ def count_workers(monkeypatch):
     return started
 
 
-def test_a_broken_image_is_named_by_its_process_too(folders, many):
-    path = folders.datadir / names_of(folders)[4]
-    path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(SpotTuneError, match=f"{path}.*cannot be decoded"):
-        load(folders)
-    assert list(folders.cachedir.iterdir()) == []
+def test_a_process_that_dies_while_it_waits_for_its_place_is_noticed(folders, monkeypatch):
+    many(monkeypatch)
 
-
-def test_a_process_that_dies_while_it_waits_for_its_place_is_noticed(folders, many, monkeypatch):
     class KilledWaiting(decoding.Worker):
-        def chunk_sizes(self, count):
-            sizes = super().chunk_sizes(count)
+        def chunk_results(self, count):
+            sizes = super().chunk_results(count)
             self.kill()
             self.wait()
             return sizes
@@ -253,7 +316,8 @@ def test_a_process_that_dies_while_it_waits_for_its_place_is_noticed(folders, ma
     assert list(folders.cachedir.iterdir()) == []
 
 
-def test_a_process_that_dies_is_noticed(folders, many, monkeypatch):
+def test_a_process_that_dies_is_noticed(folders, monkeypatch):
+    many(monkeypatch)
     started = []
 
     class Killed(decoding.Worker):

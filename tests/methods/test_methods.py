@@ -22,8 +22,8 @@ from methods.global_k import Compact
 from methods.optimizers import Rates
 from methods.registry import METHODS, Options, build_method
 from models.resnet26 import resnet26
-from runtime.errors import SpotTuneError, Stopped
-from runtime.signals import StopRequest
+from runtime.errors import SpotTuneError
+from runtime.signals import Stopped, StopRequest
 
 BLOCKS = 12
 RATES = Rates(network=0.1, policy=0.01, weight_decay=5e-4)
@@ -255,7 +255,7 @@ def test_the_compact_network_has_one_copy_of_each_block_and_no_policy():
     [("feature", 66), ("finetune", "plain"), ("lastk", "some"), ("spottune", "trained")],
 )
 def test_stored_parameters_are_what_a_task_adds_to_the_source(kind, stored, decathlon_root):
-    from image_cache.batches import View
+    from image_cache.orders import View
 
     method = build(kind)
     found = cost(method, View(16, 16))
@@ -268,13 +268,13 @@ def test_stored_parameters_are_what_a_task_adds_to_the_source(kind, stored, deca
 
 @pytest.fixture(scope="module")
 def source(trained):
-    return str(trained.ckpdir / SOURCE.name / "checkpoint.pt")
+    return str(trained.ckpdir / SOURCE.name / "checkpoint.safetensors")
 
 
 def train(trained, ckpdir, *arguments):
     base = [*trained.arguments, "--ckpdir", str(ckpdir), "--nb_epochs", "2", "--tasks", "svhn"]
     main.main([*base, *arguments])
-    return Checkpoint.load(ckpdir / "svhn/checkpoint.pt")
+    return Checkpoint.load(ckpdir / "svhn/checkpoint.safetensors")
 
 
 @pytest.mark.parametrize("kind", list(METHODS))
@@ -310,18 +310,18 @@ def submit(trained, ckpdir, *flags):
 def test_the_compact_checkpoint_gives_the_same_answers(trained, source, tmp_path, capsys):
     whole = train(trained, tmp_path, "--pretrained", source, "--method", "globalk")
     said = capsys.readouterr().out
-    compact = Checkpoint.load(tmp_path / "svhn/compact.pt")
+    compact = Checkpoint.load(tmp_path / "svhn/compact.safetensors")
     assert f"{parameter_counts(resnet26(2, 4))[0]:,} parameters instead of" in said
     assert sum(t.numel() for t in compact.weights.values()) < 0.5 * sum(
         tensor.numel() for tensor in whole.weights.values()
     )
     answers = submit(trained, tmp_path)
-    (tmp_path / "svhn/checkpoint.pt").unlink()  # the compact one stands alone
+    (tmp_path / "svhn/checkpoint.safetensors").unlink()  # the compact one stands alone
     assert submit(trained, tmp_path, "--compact") == answers
 
 
 @pytest.mark.parametrize(
-    ("kind", "file"), [("globalk", "compact.pt"), ("spottune", "decisions.json")]
+    ("kind", "file"), [("globalk", "compact.safetensors"), ("spottune", "decisions.json")]
 )
 def test_what_only_a_finished_run_has_is_gone_while_more_epochs_are_trained(
     kind, file, trained, source, tmp_path, monkeypatch

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from reference import decide, resnet, sgd_step
+from released_files import released_names
 
 from agent_net import PolicyNet
-from engine.source_weights import our_name
 from engine.step import Trainer
 from gumbel_softmax import gumbel_noise
 from methods.optimizers import POLICY_WEIGHT_DECAY, Rates
@@ -16,6 +16,7 @@ from methods.registry import build_method
 from models.resnet26 import BasicBlock, ResNet, resnet26
 from models.spottune import BlockPair, SpotTuneNet
 from runtime.devices import Compute
+from weights.source_weights import our_name
 
 CPU = Compute(torch.device("cpu"), "fp32")
 
@@ -31,19 +32,6 @@ def perturb_(module, seed=3):
         if tensor.is_floating_point():
             tensor.mul_(1 + 0.2 * torch.rand(tensor.shape, generator=generator))
             tensor[tensor == 0] = 0.1  # shifts and means start at zero
-
-
-def released_names(num_blocks):
-    """Every trained tensor's name in the released weight file, and in ours."""
-    layers = ["pre_layers_conv.conv", "pre_layers_conv.bns.0", "end_bns.0.0", "linears.0"]
-    for stage in (1, 2, 3):
-        for number in range(num_blocks):
-            parts = ("conv1.conv", "conv1.bns.0", "conv2.1.conv", "conv2.1.bns.0")
-            layers += [f"layer{stage}.{number}.{part}" for part in parts]
-    for layer in layers:
-        yield f"{layer}.weight"
-        if not layer.endswith("conv"):
-            yield f"{layer}.bias"
 
 
 def test_the_two_branch_network_has_the_papers_parameters():

@@ -3,58 +3,35 @@
 import json
 from pathlib import Path
 
-from decathlon import TASK_BY_NAME
-from engine.settings import Settings
+from decathlon import COLUMNS, SOURCE, TARGETS, TASK_BY_NAME
 from methods.registry import METHODS
 
 BLOCKS = 12
-SETTINGS = Settings(
-    epochs=2,
-    milestones=(1,),
-    lr=0.1,
-    lr_agent=0.01,
-    weight_decay=0.0005,
-    batch_size=32,
-    resize=40,
-    crop=32,
-    width=32,
-    seed=0,
-    train_split="train",
-    policy="argmax",
-    precision="fp32",
-    mean=(0.5, 0.5, 0.5),
-    std=(0.2, 0.2, 0.2),
-    source_sha256="5" * 64,
-    data_sha256="7" * 64,
-).as_plain()
-COST = {
-    "parameters": 6_000_000,
-    "trained_parameters": 6_000_000,
-    "stored_parameters": 6_000_000,
-    "image": [40, 40],
-    "macs_per_image": {"network": 330_000_000, "policy_network": 0},
-}
-ENVIRONMENT = {
-    "python": "3.11.7",
-    "packages": {"torch": "2.15.0"},
-    "device": "cpu",
-    "device_name": "an abacus",
-    "precision": "fp32",
-    "threads": 1,
-    "commit": "0123456789abcdef0123456789abcdef01234567",
-}
+SETTINGS = {"epochs": 2, "milestones": [1], "lr": 0.1, "lr_agent": 0.01, "weight_decay": 0.0005}
+SETTINGS |= {"batch_size": 32, "resize": 40, "crop": 32, "width": 32, "seed": 0, "k": 0}
+SETTINGS |= {"train_split": "train", "policy": "argmax", "precision": "fp32"}
+SETTINGS |= {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2], "lambda_k": 0.0}
+SETTINGS |= {"source_sha256": "5" * 64, "data_sha256": "7" * 64}
+# Those with which test figures share a table with published ones.
+PUBLISHED = {"resize": 72, "crop": 64, "train_split": "trainval", "batch_size": 128}
+PUBLISHED |= {"epochs": 110, "milestones": [40]}
+MACS = {"network": 330_000_000, "policy_network": 0}
+COST = {"parameters": 6_000_000, "stored_parameters": 6_000_000, "macs_per_image": MACS}
+ENVIRONMENT = {"packages": {"torch": "2.15.0"}, "device": "cpu", "device_name": "an abacus"}
+ENVIRONMENT |= {"precision": "fp32", "threads": 1, "commit": "0123456789abcdef"}
 
 
 def val_figures(accuracy, blocks_per_image=(), distinct=0):
     """The val fields of a record; so many images fine-tune the first 0, 1, ... blocks."""
     images = sum(blocks_per_image)
+    blocks_per_image = [*blocks_per_image, *[0] * (BLOCKS + 1 - len(blocks_per_image))]
     return {
         "val_loss": 1.5,
         "val_accuracy": accuracy,
         "val_fine_tuned_share": [
             sum(blocks_per_image[block + 1 :]) / images for block in range(BLOCKS) if images
         ],
-        "val_blocks_per_image": list(blocks_per_image),
+        "val_blocks_per_image": blocks_per_image if images else [],
         "val_distinct_policies": distinct,
         "val_seen_in_training": False,
     }
@@ -75,22 +52,43 @@ def record(epoch, accuracy, seconds=30.0, policies=None, **decisions):
 def write_run(
     ckpdir, task="dtd", method="finetune", records=None, cost=None, decisions=None, **settings
 ):
-    """A run's folder; `records` or its accuracy on val after each of two epochs."""
+    """A run's folder; `records`, or its accuracy on val after the last epoch."""
     folder = Path(ckpdir) / task
     folder.mkdir(parents=True)
     known = {"task": task, "method": method, "num_classes": TASK_BY_NAME[task].num_classes}
     chosen = METHODS[method].policies[:1] if method in METHODS else ()
-    own = {"policy": chosen[0]} if chosen else {}
-    write_json(folder / "arguments.json", known | SETTINGS | own | settings)
+    known |= SETTINGS | ({"policy": chosen[0]} if chosen else {}) | settings
+    write_json(folder / "arguments.json", known)
     write_json(folder / "environment.json", ENVIRONMENT)
     write_json(folder / "cost.json", COST | (cost or {}))
     if isinstance(records, float):
-        records = [record(1, records / 2), record(2, records)]
+        last = known["epochs"]
+        records = [record(epoch, records * epoch / last) for epoch in range(1, last + 1)]
     lines = "".join(json.dumps(line) + "\n" for line in records or [])
     (folder / "records.jsonl").write_text(lines)
     if decisions:
         write_json(folder / "decisions.json", {"split": "val", "decisions": decisions})
     return folder
+
+
+def write_source(ckpdir, accuracy, **settings):
+    """The source network, evaluated on val with the weights of a file."""
+    records = [dict(val_figures(accuracy), epoch=0)] if accuracy else []
+    return write_run(ckpdir, SOURCE.name, "source", records, **{**settings, "epochs": 0})
+
+
+def write_published_like(folder, method="finetune", **changes):
+    """All ten tasks trained as the released code does, and their test scores: half is right."""
+    settings = PUBLISHED | changes
+    write_source(folder, 60.0, **settings)
+    for task in TARGETS:
+        decay = {"weight_decay": task.weight_decay}
+        write_run(folder, task.name, method, 80.0, **{**decay, **settings})
+    tasks = {
+        task: {"accuracy": 50.0, "images": TASK_BY_NAME[task].num_test, "missing": 0}
+        for task in COLUMNS
+    }
+    write_json(folder / "score_test.json", {"split": "test", "tasks": tasks})
 
 
 def write_json(path, content):

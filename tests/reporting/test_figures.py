@@ -1,63 +1,61 @@
-"""The figures of a study: what is chosen and computed for them, and that they are drawn."""
+"""The figures of a study: what is computed for them, and that they show it whole."""
 
+import itertools
+import json
 import warnings
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from made_up_runs import record, val_figures, write_run
+from made_up_runs import record, val_figures, write_json, write_run
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.patches import Rectangle
-from PIL import Image
 
 from decathlon import TASK_BY_NAME
 from image_cache.packed import DataFolders
 from imdbfolder_coco import load_images
+from methods.registry import METHODS
 from reporting import figures
-from reporting.drawings import Example, extremes_figure, spread_apart
-from reporting.extremes import EACH, extremes, find_extremes
+from reporting.extremes import EACH, Example, extremes, find_extremes
 from reporting.plots import FINE_TUNED, KEPT, save, share_figure
-from reporting.results import mean_blocks_per_image, mean_share
+from reporting.runs import Variant
+from reporting.statistics import mean_blocks_per_image, mean_share
 from reporting.study import read_study
-from reporting.task_runs import Row
 from runtime.errors import SpotTuneError
 
-SPOTTUNE = Row("spottune")
+SPOTTUNE = Variant("spottune")
 
 
 def deciding(accuracy, blocks_per_image):
     """Records of a SpotTune run of two epochs."""
-    decisions = {"blocks_per_image": blocks_per_image + [0] * (13 - len(blocks_per_image))}
-    return [record(1, accuracy / 2, **decisions), record(2, accuracy, **decisions)]
+    return [
+        record(epoch, accuracy * epoch / 2, blocks_per_image=blocks_per_image) for epoch in (1, 2)
+    ]
 
 
 @pytest.fixture
 def study(tmp_path):
-    """Fine-tuning and SpotTune on dtd, two seeds each."""
+    """Fine-tuning and SpotTune on dtd, two seeds each; SpotTune on svhn too."""
     for seed, accuracy in enumerate((40.0, 44.0)):
         write_run(tmp_path / f"f{seed}", "dtd", "finetune", accuracy, seed=seed)
     write_run(tmp_path / "s0", "dtd", "spottune", deciding(50.0, [4, 6]))
     write_run(tmp_path / "s1", "dtd", "spottune", deciding(52.0, [2, 0, 8]), seed=1)
+    write_run(tmp_path / "s0", "svhn", "spottune", deciding(90.0, [4, 6]))
     return read_study([tmp_path])
 
 
-def test_every_figure_is_there_as_png_and_svg_and_shows_something(trained, tmp_path):
-    tasks = [trained.ckpdir / task for task in ("svhn", "daimlerpedcls", "imagenet12")]
-    data = ["--datadir", str(trained.root)]
-    figures.main([*map(str, tasks), "--out", str(tmp_path), *data])
-    names = {path.stem for path in (tmp_path / "figures").iterdir()}
-    assert names == {
-        "learning_val",
-        "learning_train",
-        "fine_tuned_share_spottune",
-        "blocks_per_image_spottune",
-        "extremes_spottune",
-    }
-    for name in names:
-        with Image.open(tmp_path / "figures" / f"{name}.png") as picture:
-            assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
-        drawing = ElementTree.parse(tmp_path / "figures" / f"{name}.svg")
-        assert len(list(drawing.iter("{http://www.w3.org/2000/svg}path"))) > 20
+def test_nothing_is_cut_off(study):
+    """Every title, label and legend lies inside its figure."""
+    drawn = [*figures.accuracy_figures(study), *figures.decision_figures(study)]
+    assert len(drawn) == 5
+    for picture, figure in drawn:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            figure.draw_without_rendering()
+        width, height = figure.bbox.size
+        box = figure.get_tightbbox().transformed(figure.dpi_scale_trans)
+        assert box.x0 >= 0, picture.name
+        assert box.y0 >= 0, picture.name
+        assert box.x1 <= width + 1, picture.name
+        assert box.y1 <= height + 1, picture.name
 
 
 def test_a_figure_drawn_twice_has_the_same_bytes(tmp_path):
@@ -69,25 +67,38 @@ def test_a_figure_drawn_twice_has_the_same_bytes(tmp_path):
         assert b"<dc:date>" not in paths[0].read_bytes()
 
 
+def test_any_two_methods_have_colours_that_can_be_told_apart():
+    assert figures.COLOURS.keys() == METHODS.keys()
+    for pair in itertools.combinations(figures.COLOURS.values(), 2):
+        first, second = (255 * np.array(to_rgb(colour)) for colour in pair)
+        assert np.linalg.norm(first - second) > 80, pair
+
+
+@pytest.mark.parametrize(("blocks", "stages"), [(12, 3), (6, 0)])
+def test_stages_are_marked_on_the_blocks_of_the_decathlons_network_only(blocks, stages):
+    axes, _ = share_figure({"dtd": [0.5] * blocks}, "a title").axes
+    assert sum(text.get_text().startswith("stage") for text in axes.texts) == stages
+    assert [label.get_text() for label in axes.get_xticklabels()][-1] == str(blocks)
+
+
 # Numbers.
 
 
 def test_a_learning_curve_is_the_mean_over_seeds_with_their_deviation(study):
-    finetune, spottune = figures.curves_of(study, "val_accuracy")["dtd"]
-    assert finetune.epochs == [1, 2]
-    assert finetune.mean == [21.0, 42.0]
+    (_, finetune), (style, spottune) = figures.curves_of(study, "val_accuracy")["dtd"]
+    assert [spread.mean for spread in finetune.values()] == [21.0, 42.0]
     # Of 20 and 22, and of 40 and 44: the difference by the root of 2.
-    assert finetune.std == pytest.approx([2 / 2**0.5, 4 / 2**0.5])
-    assert spottune.mean[-1] == 51.0
-    assert spottune.look.colour == FINE_TUNED
+    assert [s.std for s in finetune.values()] == pytest.approx([2 / 2**0.5, 4 / 2**0.5])
+    assert spottune[2].mean == 51.0
+    assert style.colour == FINE_TUNED
 
 
 def test_an_epoch_that_one_seed_did_not_evaluate_is_not_in_the_curve(tmp_path):
     unevaluated = record(1, 20.0) | {"val_accuracy": None}
     write_run(tmp_path / "a", "dtd", "finetune", [unevaluated, record(2, 40.0)])
     write_run(tmp_path / "b", "dtd", "finetune", 50.0, seed=1)
-    (curve,) = figures.curves_of(read_study([tmp_path]), "val_accuracy")["dtd"]
-    assert (curve.epochs, curve.mean) == ([2], [45.0])
+    ((_, means),) = figures.curves_of(read_study([tmp_path]), "val_accuracy")["dtd"]
+    assert {epoch: spread.mean for epoch, spread in means.items()} == {2: 45.0}
 
 
 def test_a_val_curve_is_only_of_runs_that_decided_the_methods_own_way(tmp_path):
@@ -96,43 +107,37 @@ def test_a_val_curve_is_only_of_runs_that_decided_the_methods_own_way(tmp_path):
         records = [record(1, accuracy / 2), record(2, accuracy, policies=tested)]
         write_run(tmp_path / policy, "dtd", "spottune", records, seed=seed, policy=policy)
     study = read_study([tmp_path])
-    (val,) = figures.curves_of(study, "val_accuracy")["dtd"]
-    (train,) = figures.curves_of(study, "train_accuracy")["dtd"]
-    assert (val.mean, train.mean) == ([25.0, 50.0], [20.0, 40.0])
+    ((_, val),) = figures.curves_of(study, "val_accuracy")["dtd"]
+    ((_, train),) = figures.curves_of(study, "train_loss")["dtd"]
+    assert [(spread.mean, spread.count) for spread in val.values()] == [(25.0, 1), (50.0, 1)]
+    assert [spread.count for spread in train.values()] == [2, 2]
 
 
 def test_shares_and_numbers_of_blocks_are_means_over_seeds(study):
     # Seed 0: 6 of 10 images fine-tune the first block. Seed 1: 8 of 10 the first two.
-    (share,) = mean_share(study, SPOTTUNE).values()
-    assert share == pytest.approx([0.7, 0.4] + [0.0] * 10)
-    (blocks,) = mean_blocks_per_image(study, SPOTTUNE).values()
+    assert mean_share(study, SPOTTUNE)["dtd"] == pytest.approx([0.7, 0.4] + [0.0] * 10)
+    blocks = mean_blocks_per_image(study, SPOTTUNE)["dtd"]
     assert blocks == pytest.approx([0.3, 0.3, 0.4] + [0.0] * 10)
 
 
-def test_a_point_is_a_methods_mean_accuracy_over_what_all_tasks_store(study):
-    finetune, spottune = figures.tradeoff_points(study)
-    assert (finetune.look.label, finetune.x, finetune.y) == ("Standard fine-tuning", 6.0, 42.0)
-    assert finetune.deviation == pytest.approx(4 / 2**0.5)
-    assert spottune.y == 51.0
+def test_accuracy_and_parameters_are_over_the_tasks_that_all_methods_have(study):
+    (finetune, stored, accuracy), spottune = figures.tradeoff_points(study, ["dtd"])
+    assert (finetune.label, stored, accuracy.mean) == ("Standard fine-tuning", 6.0, 42.0)
+    assert accuracy.std == pytest.approx(4 / 2**0.5)
+    assert spottune[2].mean == 51.0
+    *_, (picture, figure) = figures.accuracy_figures(study)
+    assert picture.caption.startswith("Over dtd, which all methods have.")
+    assert [text.get_text() for text in figure.legends[0].texts] == [
+        "Standard fine-tuning",
+        "SpotTune",
+    ]
 
 
 def test_tenths_of_a_percent_do_not_fill_a_panel(tmp_path):
     write_run(tmp_path, "dtd", "finetune", [record(1, 99.2), record(2, 99.4)])
     (_, figure), *_ = figures.accuracy_figures(read_study([tmp_path]))
     low, high = figure.axes[0].get_ylim()
-    assert high - low == pytest.approx(2)
-    assert (low + high) / 2 == pytest.approx(99.3)
-
-
-def test_labels_keep_their_order_and_their_distance():
-    values = [5.0, 5.1, 9.9, 5.05, 0.0]
-    places = spread_apart(values, gap=1.0, low=0.0, high=10.0)
-    assert np.argsort(places).tolist() == np.argsort(values).tolist()
-    assert np.diff(sorted(places)).min() >= 1.0 - 1e-9
-    assert min(places) >= 0.5
-    assert max(places) <= 9.5
-    crowd = spread_apart([5.0] * 40, gap=1.0, low=0.0, high=10.0)
-    assert np.diff(sorted(crowd)) == pytest.approx(0.25)
+    assert (high - low, (low + high) / 2) == pytest.approx((2, 99.3))
 
 
 # The images with the most and the fewest fine-tuned blocks.
@@ -164,14 +169,23 @@ def extremes_of(decisions, folders, ckpdir):
     return find_extremes(read_study([ckpdir]), SPOTTUNE, folders)
 
 
-def test_pixels_and_decisions_shown_are_those_of_the_image(folders, tmp_path):
+def test_an_example_is_the_image_its_decisions_its_class_and_whether_it_was_recognised(
+    folders, tmp_path
+):
     val_images = load_images(TASK_BY_NAME["svhn"], ["val"], folders, 16)
     ids = val_images.image_ids.tolist()
+    right = val_images.categories[val_images.labels].tolist()
     decisions = {str(image_id): "0" * 12 for image_id in ids} | {str(ids[2]): "010000000001"}
+    answers = dict(zip(ids, right, strict=True)) | {ids[0]: right[2], ids[2]: right[2]}
+    rows = [{"image_id": image, "category_id": category} for image, category in answers.items()]
+    write_json(tmp_path / "results_val.json", rows)
     found, missing = extremes_of(decisions, folders, tmp_path)
     assert missing == []
-    _, most = found["svhn"]
-    assert most[0].decisions == "010000000001"
+    fewest, most = found["svhn"]
+    assert (most[0].decisions, most[0].result) == ("010000000001", "2 of 12, right")
+    dataset = json.loads((folders.imdbdir / "svhn_val.json").read_text())
+    assert most[0].category in {c["name"] for c in dataset["categories"] if c["id"] == right[2]}
+    assert fewest[0].result == "0 of 12, wrong"
     height, width = int(val_images.heights[2]), int(val_images.widths[2])
     first = [np.array([place]) for place in (2, 0, 0)]
     np.testing.assert_array_equal(most[0].pixels, val_images.crops(*first, height, width)[0])
@@ -179,26 +193,14 @@ def test_pixels_and_decisions_shown_are_those_of_the_image(folders, tmp_path):
 
 def test_the_squares_under_an_image_are_its_decisions():
     pixels = np.zeros((8, 12, 3), dtype=np.uint8)
-    sides = [Example(pixels, "010000000011")], [Example(pixels, "1" * 12)]
-    axes = extremes_figure({"dtd": sides}, "a title").axes
-    squares = [
-        [to_hex(square.get_facecolor()) for square in part.patches if isinstance(square, Rectangle)]
-        for part in axes
-    ]
-    strips = [colours for colours in squares if len(colours) == 12]
-    expected = "010000000011"
-    assert strips[0] == [to_hex(to_rgb(FINE_TUNED if d == "1" else KEPT)) for d in expected]
-    assert set(strips[1]) == {FINE_TUNED}
-
-
-def test_missing_images_are_told_and_their_figure_is_left_out(study, tmp_path, capsys):
-    folders = sorted({str(run.folder) for run in study.runs})
-    figures.main([*folders, "--out", str(tmp_path / "out"), "--datadir", str(tmp_path / "none")])
-    told = "Images of SpotTune, without dtd: the val images were not found in --datadir."
-    assert told in capsys.readouterr().out
-    names = {path.stem for path in (tmp_path / "out/figures").iterdir()}
-    assert "blocks_per_image_spottune" in names
-    assert "extremes_spottune" not in names
+    sides = [Example(pixels, "010000000011", "a $class")], [Example(pixels, "1" * 12)]
+    figure = figures.extremes_figure({"dtd": sides}, "a title")
+    figure.draw_without_rendering()
+    meshes = [axes.collections[0] for axes in figure.axes if axes.collections]
+    shown = [[to_hex(colour) for colour in mesh.get_facecolors()] for mesh in meshes]
+    assert shown[0] == [FINE_TUNED if d == "1" else KEPT for d in "010000000011"]
+    assert shown[1] == [FINE_TUNED] * 12
+    assert "a $class\n3 of 12" in [axes.get_xlabel() for axes in figure.axes]
 
 
 def test_images_of_other_data_are_told_and_left_out(folders, tmp_path):
@@ -207,23 +209,7 @@ def test_images_of_other_data_are_told_and_left_out(folders, tmp_path):
     assert missing == ["without svhn: --datadir holds other val images than the run's."]
 
 
-@pytest.mark.parametrize("damaged", [{"1": "01"}, {"1": "0" * 11 + "2"}, {"x": "0" * 12}, {"1": 0}])
+@pytest.mark.parametrize("damaged", [{"1": "01", "2": "1"}, {"1": "02"}, {"x": "01"}, {"1": 0}])
 def test_damaged_decisions_are_refused_in_one_line(damaged, folders, tmp_path):
-    with pytest.raises(SpotTuneError, match=r"decisions\.json: image"):
+    with pytest.raises(SpotTuneError, match=r"decisions\.json: damaged"):
         extremes_of(damaged, folders, tmp_path)
-
-
-def test_nothing_is_cut_off(study):
-    """Every title, label and legend lies inside its figure."""
-    drawn = [*figures.accuracy_figures(study), *figures.decision_figures(study)]
-    assert len(drawn) == 5
-    for picture, figure in drawn:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            figure.draw_without_rendering()
-        width, height = figure.bbox.size
-        box = figure.get_tightbbox().transformed(figure.dpi_scale_trans)
-        assert box.x0 >= 0, picture.name
-        assert box.y0 >= 0, picture.name
-        assert box.x1 <= width + 1, picture.name
-        assert box.y1 <= height + 1, picture.name

@@ -15,13 +15,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from test_legacy_t7 import module, ordered_dict_of, parameter, saved, storage, tensor
-from test_mean_std import THREE_EIGHTHS, raw_array, with_mean
+from released_files import (
+    THREE_EIGHTHS,
+    module,
+    ordered_dict_of,
+    parameter,
+    raw_array,
+    saved,
+    storage,
+    tensor,
+    with_mean,
+)
 
 from decathlon import TASK_BY_NAME
 from engine.checkpoints import Checkpoint, content_sha256
 from engine.settings import Settings
-from engine.source_weights import our_name
 from engine.step import EpochSums
 from image_cache.packed import DataFolders
 from imdbfolder_coco import load_images
@@ -29,7 +37,7 @@ from methods.optimizers import Rates
 from methods.registry import build_method
 from models.resnet26 import resnet26
 from sample_data import make
-from weights.mean_std import MEAN_STD, as_pickle
+from weights.source_weights import our_name
 
 WIDTH, SIDE = 1, 16
 TASK = TASK_BY_NAME["svhn"]
@@ -125,9 +133,10 @@ def old_format(value: object) -> bytes:
 
 
 def mean_std_files() -> list[bytes]:
-    """The project's own, one with numpy arrays as Python 3 writes them, one as Python 2 did."""
-    arrays = {"dtdmean": np.full(3, 0.5), "dtdstd": np.full(3, 0.25, np.float32)}
-    return [as_pickle(MEAN_STD), pickle.dumps(arrays, 2), with_mean(raw_array(THREE_EIGHTHS))]
+    """With numpy arrays as Python 3 writes them in each protocol, and as Python 2 did."""
+    arrays = {"dtdmean": np.full(3, 0.5), "dtdstd": list(np.full(3, 0.25, np.float32))}
+    today = [pickle.dumps(arrays, protocol) for protocol in range(6)]
+    return [*today, with_mean(raw_array(THREE_EIGHTHS))]
 
 
 def record(epoch: int, shares: list[float] | None) -> dict:

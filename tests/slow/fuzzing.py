@@ -24,9 +24,9 @@ import torch  # noqa: E402
 from guard import Guard, count_peak_anew, limit_memory, memory_now, outcome  # noqa: E402
 from kinds import KINDS, Kind  # noqa: E402
 
-# What zip files and JSON may be written in; Python imports each when it first meets it.
+# What zip files, JSON and pickles may be written in; Python imports each when it first meets it.
 ENCODINGS = ("cp437", "utf-8-sig", "utf-16", "utf-16-be", "utf-16-le", "utf-32")
-ENCODINGS += ("utf-32-be", "utf-32-le")
+ENCODINGS += ("utf-32-be", "utf-32-le", "raw_unicode_escape")
 
 
 def warm_up(kind: Kind, guard: Guard) -> None:

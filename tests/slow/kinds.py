@@ -1,17 +1,12 @@
 """The kinds of files that the fuzz test damages: good ones, how to damage them, who reads them."""
 
-import gzip
 import io
-import shutil
 import struct
-import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from random import Random
-from types import FunctionType
 
 import base_files
 import numpy as np
@@ -20,7 +15,6 @@ from base_files import CATEGORIES, SETTINGS, SIDE, SPLIT, TASK, WIDTH
 from damage_bytes import EXTREMES, damaged_bytes
 from damage_json import damaged_json, damaged_values
 from damage_pickles import damaged_pickle, opcodes
-from damage_tars import CLAIMS, damaged_header, tar_of
 from damage_zips import damaged_zip, member, members_of
 
 import main
@@ -28,14 +22,13 @@ import score
 from challenge.predictions import remark
 from engine.checkpoints import Checkpoint
 from engine.fit import Run, restore
-from engine.source_weights import SourceWeights
 from engine.step import EpochSums
 from image_cache import packed
 from image_cache.decoding import bombs_refused, decode_image
 from imdbfolder_coco import load_images
 from methods.optimizers import Rates
-from runtime.errors import SpotTuneError
 from weights.mean_std import read_mean_std
+from weights.source_weights import SourceWeights
 
 
 @dataclass(frozen=True)
@@ -240,47 +233,6 @@ def image(folder: Path) -> Kind:
     return Kind(path, good, sometimes_bytes(good, 0.7, knowing), read, mebibytes=1024)
 
 
-def unpacking(program: str, arguments: Sequence[str]) -> Callable[[], None]:
-    """The Python part of download_data.sh, to be called with these arguments."""
-    script = (Path(main.__file__).parent / "download_data.sh").read_text()
-    code = compile(script.split("<<'PYTHON'\n")[1].split("\nPYTHON\n")[0], program, "exec")
-    run = FunctionType(code, {"__name__": program})
-
-    def read() -> None:
-        before, sys.argv = sys.argv, [program, *arguments]
-        try:
-            run()
-        except SystemExit as end:
-            raise SpotTuneError(str(end.code)) from end
-        finally:
-            sys.argv = before
-
-    return read
-
-
-def archive(folder: Path) -> Kind:
-    """The data archive, which holds one tar per task, as download_data.sh unpacks it."""
-    path, root = folder / "decathlon-1.0-data.tar.gz", folder / "out/decathlon-1.0"
-    svhn = {"svhn/train/0001/000001.jpg": bytes(700), "svhn/test/" + "x" * 120 + ".jpg": b"x"}
-    dtd = tar_of({"dtd/val/0001/000001.jpg": b"x"})
-    good = [gzip.compress(tar_of({"svhn.tar": tar_of(svhn), "dtd.tar": dtd}), 1)]
-
-    def knowing(chance: Random) -> bytes:
-        inner = tar_of(svhn, chance.choice((None, None, *CLAIMS)))
-        for _ in range(chance.choice((0, 1, 1, 2))):
-            inner = damaged_header(inner, chance)
-        if chance.random() < 0.3:
-            inner = damaged_bytes(inner, chance)
-        outer = tar_of({"svhn.tar": inner, "dtd.tar": dtd})
-        if chance.random() < 0.3:
-            outer = damaged_header(outer, chance)
-        return gzip.compress(outer, 1) if chance.random() < 0.7 else outer
-
-    read = unpacking("unpack", ["images", str(path), "0" * 64, str(root)])
-    before = partial(shutil.rmtree, root, ignore_errors=True)
-    return Kind(path, good, sometimes_bytes(good, 0.2, knowing), read, before)
-
-
 KINDS = {
     "pretrained": pretrained,
     "mean_std": mean_std,
@@ -291,5 +243,4 @@ KINDS = {
     "zipped_answers": zipped_answers,
     "labels": labels,
     "image": image,
-    "archive": archive,
 }

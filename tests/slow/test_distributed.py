@@ -16,8 +16,8 @@ import main
 from decathlon import SOURCE
 from engine.checkpoints import Checkpoint, checkpoint_file
 from engine.fit import Pace
-from engine.transfer import Workplace
-from image_cache.batches import training_order
+from engine.transfer import Workspace
+from image_cache.orders import training_order
 from image_cache.packed import DataFolders
 from methods.registry import build_method
 from models.resnet26 import resnet26
@@ -74,7 +74,7 @@ def by_hand(root, settings):
     Each half goes through a copy of its own, so that BatchNorm sees only that half.
     """
     folders = DataFolders(root, root / "annotations", root / "packed")
-    place = Workplace(folders, root, {}, Compute(torch.device("cpu"), "fp32"), Pace(1, 600.0))
+    place = Workspace(folders, root, {}, Compute(torch.device("cpu"), "fp32"), Pace(1, 600.0))
     data = place.data(SOURCE, ("train",), settings)
     with seeded_initialisation(0, SOURCE.name):
         method = build_method("source", resnet26(len(data.images.categories), 4), 4)

@@ -24,7 +24,6 @@ CASES = {
     "zipped_answers": 1000,
     "labels": 1000,
     "image": 2000,
-    "archive": 2000,
 }
 MOST_MEBIBYTES = 32  # of memory that reading a file of some kilobytes may add
 OF_IMAGES = 512  # one of 89 million pixels, Pillow's limit, takes 0.4 GB

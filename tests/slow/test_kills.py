@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.checkpoints import Checkpoint, content_sha256
+from engine.checkpoints import Checkpoint
 from engine.records import TIMING_FIELDS
 from sample_data import make
+from weights.tensor_file import content_sha256
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = ["--resize", "16", "--crop", "16", "--width", "4", "--batch_size", "4", "--device", "cpu"]
@@ -80,15 +81,15 @@ def outcome(root, folder):
     found = {}
     for task in TASKS:
         place = folder / "ckp" / task
-        checkpoint = Checkpoint.load(place / "checkpoint.pt")
+        checkpoint = Checkpoint.load(place / "checkpoint.safetensors")
         lines = [json.loads(line) for line in (place / "records.jsonl").read_text().splitlines()]
         assert lines == checkpoint.history
         for line in lines:
             for name in TIMING_FIELDS:
                 del line[name]
-        found[f"{task} weights"] = content_sha256(dict(checkpoint.weights))
-        found[f"{task} momenta"] = content_sha256(checkpoint.optimizers)
-        found[f"{task} records"] = content_sha256(lines)
+        found[f"{task} weights"] = content_sha256("", checkpoint.weights)
+        found[f"{task} momenta"] = content_sha256("", checkpoint.momenta)
+        found[f"{task} records"] = content_sha256(str(lines), {})
         for name in ("decisions.json", "arguments.json", "cost.json"):
             if (place / name).exists():
                 content = (place / name).read_bytes()
@@ -141,7 +142,7 @@ def test_killed_at_random_points_it_ends_with_the_same_bits(
 
 def last_saved(folder):
     """The checkpoint that was written last, and when; None before the first."""
-    paths = folder.glob("ckp/*/checkpoint.pt")
+    paths = folder.glob("ckp/*/checkpoint.safetensors")
     return max(((path.stat().st_mtime_ns, path) for path in paths), default=None)
 
 
@@ -160,7 +161,7 @@ def test_killed_while_a_checkpoint_is_written(root, undisturbed, tmp_path, capsy
         seen = set()
 
         def being_written(task=task, number=number, seen=seen):
-            seen |= set((tmp_path / "ckp" / task).glob(".checkpoint.pt.*.tmp"))
+            seen |= set((tmp_path / "ckp" / task).glob(".checkpoint.safetensors.*.tmp"))
             return len(seen) >= number
 
         if wait_until(being_written, process):
@@ -200,9 +201,9 @@ def test_killed_while_the_images_are_packed(tmp_path_factory, tmp_path, capsys):
     finish("main.py", run_flags(tmp_path / "undisturbed"))
     for pack in (tmp_path / "undisturbed/packed").iterdir():
         assert (tmp_path / "packed" / pack.name).read_bytes() == pack.read_bytes()
-    ours, theirs = (Checkpoint.load(f / "c/svhn/checkpoint.pt") for f in
+    ours, theirs = (Checkpoint.load(f / "c/svhn/checkpoint.safetensors") for f in
                     (tmp_path, tmp_path / "undisturbed"))  # fmt: skip
-    assert content_sha256(dict(ours.weights)) == content_sha256(dict(theirs.weights))
+    assert content_sha256("", ours.weights) == content_sha256("", theirs.weights)
     no_leftovers(tmp_path)
     with capsys.disabled():
         print(f"\n4 kills around packing, {caught} left a half-written pack")

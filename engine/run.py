@@ -1,0 +1,122 @@
+"""One run: a task, a method and settings, and what of it is kept in the task's folder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from engine.checkpoints import Checkpoint, Latest, checkpoint_file, compact_file, momenta_of
+from engine.records import DECISIONS, parameter_counts, write_cost, write_records
+from engine.settings import Settings
+from engine.step import EpochSums
+from image_cache.orders import View
+from methods.registry import COMPACT_KIND
+from runtime.errors import SpotTuneError, brief
+from runtime.progress import say
+
+
+@dataclass(frozen=True)
+class Run:
+    """A task's place, name, kind of method, classes and settings."""
+
+    ckpdir: Path
+    task: str
+    kind: str
+    categories: list[int]
+    settings: Settings
+
+    @property
+    def path(self) -> Path:
+        return checkpoint_file(self.ckpdir, self.task)
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
+
+    def arguments(self) -> dict[str, object]:
+        """What arguments.json holds."""
+        known = {"task": self.task, "method": self.kind, "num_classes": len(self.categories)}
+        return {**known, **self.settings.as_plain()}
+
+    def found(self) -> Latest | None:
+        """The checkpoint to go on from, or None. Raises SpotTuneError if it is another run's."""
+        found = Checkpoint.latest(self.path)
+        difference = found and self.difference(found.checkpoint)
+        if difference is not None:
+            name, trained, asked = difference
+            if name == "data_sha256":
+                raise SpotTuneError(
+                    f"{self.path}: was trained on other images or labels than the annotations of "
+                    f"{self.task} list now. Put those back, or give another --ckpdir to train anew"
+                )
+            raise SpotTuneError(
+                f"{self.path}: was trained with {name} {brief(trained, 40)}, but this run "
+                f"asks for {brief(asked, 40)}. Give the same settings to go on, or another "
+                f"--ckpdir to train anew"
+            )
+        return found
+
+    def difference(self, checkpoint: Checkpoint) -> tuple[str, object, object] | None:
+        """The first thing in which the checkpoint is not this run's: name, found, asked."""
+        for name, called in (("task", "task"), ("kind", "method"), ("categories", "categories")):
+            found, asked = getattr(checkpoint, name), getattr(self, name)
+            if found != asked:
+                return called, found, asked
+        return checkpoint.settings.difference(self.settings, done=len(checkpoint.history))
+
+    def save(
+        self,
+        method: nn.Module,
+        optimizers: Sequence,
+        history: list[dict],
+        unfinished: EpochSums | None = None,
+    ) -> None:
+        """Write checkpoint and records, after an epoch or inside an `unfinished` one.
+
+        What an earlier last epoch left goes, if more epochs are to come.
+        """
+        if len(history) < self.settings.epochs:
+            for path in (compact_file(self.ckpdir, self.task), self.folder / DECISIONS):
+                path.unlink(missing_ok=True)
+        momenta = momenta_of(method, optimizers)
+        sums = unfinished and unfinished.state_dict()
+        self.checkpoint(self.kind, method, momenta, history, sums).save(self.path)
+        write_records(self.folder, history)
+
+    def save_compact(self, method: nn.Module, history: list[dict], view: View) -> None:
+        """Write the network that is left when all images decide alike, if it is smaller.
+
+        And its cost: which blocks are left, and so how large they are, was learnt.
+        """
+        kept = method.kept_for_predicting()
+        if kept is method:
+            return
+        path = compact_file(self.ckpdir, self.task)
+        self.checkpoint(COMPACT_KIND, kept, {}, history).save(path)
+        write_cost(self.folder, method, view)
+        whole, _ = parameter_counts(method)
+        left, stored = parameter_counts(kept)
+        say(
+            f"{path}: {left:,} parameters instead of {whole:,}, {stored:,} of them not the "
+            f"source's; {path.stat().st_size / 1e6:.1f} MB"
+        )
+
+    def checkpoint(
+        self,
+        kind: str,
+        method: nn.Module,
+        momenta: dict[str, Tensor],
+        history: list[dict],
+        unfinished: dict | None = None,
+    ) -> Checkpoint:
+        return Checkpoint(
+            task=self.task,
+            kind=kind,
+            categories=self.categories,
+            settings=self.settings,
+            weights=method.state_dict(),
+            momenta=momenta,
+            history=history,
+            unfinished=unfinished,
+        )

@@ -1,0 +1,238 @@
+"""One run's records, read from its folder and checked: whatever they hold, nothing is run.
+
+variant  a method, its k where it has one, and its way to decide at test time: a row of a table
+run      one training of a method on a task with a seed; its records serve all ways to decide
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from decathlon import SOURCE, TASK_BY_NAME
+from engine.settings import Settings
+from gumbel_softmax import POLICIES
+from methods.registry import METHODS, SOURCE_KIND
+from runtime.errors import SpotTuneError, brief
+
+SCORES = "score_test.json"  # in a --ckpdir: what score.py --split test --json wrote
+POLICY_TITLES = {
+    "sample": "sampled",
+    "finetuned": "all fine-tuned at test",
+    "kept": "all kept at test",
+}
+# What reading a file raises that main.py did not write, or that is damaged.
+MISFITS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+Parsed = TypeVar("Parsed")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`k` is 0 where the method has none, `policy` "" for the method's own at test time."""
+
+    method: str
+    k: int = 0
+    policy: str = ""
+
+    @property
+    def title(self) -> str:
+        title = METHODS[self.method].title.replace("-k", f"-{self.k}")
+        return f"{title}, {POLICY_TITLES[self.policy]}" if self.policy else title
+
+    @property
+    def slug(self) -> str:
+        """A part of a file's name, the same for all policies."""
+        return f"{self.method}{self.k or ''}"
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """As methods and policies stand in their lists."""
+        return list(METHODS).index(self.method), self.k, ("", *POLICIES).index(self.policy)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run left in its folder; an unfinished one has the defaults."""
+
+    folder: Path
+    name: str  # of the folder, as the page shows it
+    task: str
+    method: str
+    num_classes: int | None  # None where it was not recorded
+    settings: Settings
+    # By epoch: epoch, train_loss, val_accuracy in percent, seconds of training; None if missing.
+    history: Sequence[Mapping[str, float | None]]
+    # What does not depend on the policy: training time in seconds; millions of parameters, and of
+    # them those "stored" for the task besides the source network; 10^9 multiply-accumulates of
+    # predicting one image, by "network" and "policy network".
+    cost: Mapping[str, float] = field(default_factory=dict)
+    # After the last epoch, by policy as in Variant: accuracy in percent; where images decide, over
+    # B blocks: "shares" of images that fine-tune each block, B; "images" that fine-tune 0, 1, ...
+    # blocks, B + 1; "blocks", the mean number of them; number of "distinct" policies.
+    tested: Mapping[str, Mapping] = field(default_factory=dict)
+    machine: str = ""
+    commit: str = ""
+    test: Mapping | None = None  # accuracy in percent and number of images, from score.py
+
+    @property
+    def variant(self) -> Variant:
+        return Variant(self.method, self.settings.k)
+
+    @property
+    def scored_variant(self) -> Variant:
+        """Under the run's --policy, with which its test images are taken to be answered."""
+        return replace(self.variant, policy=policy_key(self.method, self.settings.policy))
+
+    @property
+    def is_finished(self) -> bool:
+        return len(self.history) >= self.settings.epochs
+
+    @property
+    def data_sha256(self) -> str | None:
+        return self.settings.data_sha256 or None  # older runs did not record it
+
+    @property
+    def num_blocks(self) -> int | None:
+        """None where no image decides."""
+        return next(
+            (len(found["shares"]) for found in self.tested.values() if "shares" in found), None
+        )
+
+    def setting(self, name: str) -> object:
+        """A setting, or what else was recorded under that name; None where it was not."""
+        return getattr(self if hasattr(self, name) else self.settings, name)
+
+
+def own_policies(method: str) -> tuple[str, ...]:
+    """The ways in which a method's images can decide at test time, its own first."""
+    return METHODS[method].policies if method in METHODS else ()
+
+
+def policy_key(method: str, policy: str) -> str:
+    """A policy as in Variant: "" for the method's own, and for methods without decisions."""
+    return "" if policy in own_policies(method)[:1] or not own_policies(method) else policy
+
+
+# Reading.
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """The records in one run's folder; SpotTuneError, naming the file, where they are damaged."""
+    task, method, num_classes, settings = read_json(folder / "arguments.json", _arguments)
+    path, scores = folder / "records.jsonl", folder.parent / SCORES
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    history = [parse(line, f"{path}, line {n}", _epoch) for n, line in enumerate(lines, start=1)]
+    run = Run(folder, name, task, method, num_classes, settings, history)
+    if not run.is_finished:
+        return run
+    tested = partial(_tested_by_policy, method, settings.policy)
+    machine, commit = read_json(folder / "environment.json", _environment)
+    return replace(
+        run,
+        tested=parse(lines[-1], f"{path}, last line", tested) if lines else {},
+        cost=read_json(folder / "cost.json", partial(_cost, history)),
+        machine=machine,
+        commit=commit,
+        test=read_json(scores, _test_scores).get(task) if scores.exists() else None,
+    )
+
+
+def read_json(path: Path, build: Callable[[object], Parsed]) -> Parsed:
+    """What `build` makes of the file's JSON; SpotTuneError if it is missing or not as expected."""
+    if not path.is_file():
+        raise SpotTuneError(f"{path}: no such file; main.py leaves one with each run")
+    return parse(path.read_bytes(), path, build)
+
+
+def parse(text: bytes, where: object, build: Callable[[object], Parsed]) -> Parsed:
+    try:
+        return build(json.loads(text))
+    except MISFITS as error:
+        raise SpotTuneError(
+            f"{where}: damaged, or not written by main.py ({type(error).__name__}: {brief(error)})"
+            f"; copy it again or leave the run out"
+        ) from error
+
+
+def number(value: object) -> float:
+    """`value` if it is a finite number; else ValueError."""
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{brief(value)} where a number was expected")
+    return value
+
+
+def _optional(value: object) -> float | None:
+    return None if value is None else number(value)
+
+
+def _arguments(found: Mapping) -> tuple[str, str, int | None, Settings]:
+    found = dict(found)
+    task, method = found.pop("task"), found.pop("method")
+    num_classes = _optional(found.pop("num_classes", None))
+    settings = Settings.from_plain(found)
+    known = [SOURCE_KIND] if task == SOURCE.name else METHODS
+    if task not in TASK_BY_NAME or method not in known:
+        raise ValueError(f"task {brief(task)} with method {brief(method)}")
+    if own_policies(method) and settings.policy not in own_policies(method):
+        raise ValueError(f"{method} does not decide by {settings.policy}")
+    return task, method, num_classes, settings
+
+
+def _epoch(record: Mapping) -> dict[str, float | None]:
+    names = ("train_loss", "val_accuracy", "seconds")
+    return {"epoch": number(record["epoch"]), **{n: _optional(record.get(n)) for n in names}}
+
+
+def _tested_by_policy(method: str, chosen: str, record: Mapping) -> dict[str, dict]:
+    found = record.get("val_policies", {chosen: record})
+    if own_policies(method) and not found.keys() <= set(own_policies(method)):
+        raise ValueError(f"policies that {method} does not have")
+    return {policy_key(method, policy): _tested(fields) for policy, fields in found.items()}
+
+
+def _tested(record: Mapping) -> dict:
+    accuracy = {"accuracy": number(record["val_accuracy"])}
+    shares = [number(share) for share in record["val_fine_tuned_share"]]
+    images = [number(count) for count in record["val_blocks_per_image"]]
+    distinct = number(record["val_distinct_policies"])
+    if not shares:
+        return accuracy
+    if len(images) != len(shares) + 1 or sum(images) <= 0:
+        raise ValueError(f"{len(shares)} shares of blocks with {len(images)} counts of images")
+    found = {"shares": shares, "images": images, "blocks": sum(shares), "distinct": distinct}
+    return accuracy | found
+
+
+def _cost(history: Sequence[Mapping], found: Mapping) -> dict[str, float]:
+    macs = found["macs_per_image"]
+    return {
+        "seconds": sum(epoch["seconds"] or 0.0 for epoch in history),
+        "parameters": number(found["parameters"]) / 1e6,
+        "stored": number(found["stored_parameters"]) / 1e6,
+        "network": number(macs["network"]) / 1e9,
+        "policy network": number(macs["policy_network"]) / 1e9,
+    }
+
+
+def _environment(found: Mapping) -> tuple[str, str]:
+    """The machine in words, and the commit."""
+    threads = number(found["threads"])
+    machine = (
+        f"{found['device_name']} ({found['device']}), {threads} thread{'s'[: threads != 1]}, "
+        f"{found['precision']}, torch {found['packages']['torch']}"
+    )
+    return machine, str(found["commit"] or "not recorded")
+
+
+def _test_scores(found: Mapping) -> dict[str, Mapping]:
+    """Test accuracies by task, of the tasks that were answered."""
+    if found["split"] != "test":
+        raise ValueError(f"scores of {brief(found['split'])}, not of score.py --split test")
+    return {
+        task: {name: number(scored[name]) for name in ("accuracy", "images")}
+        for task, scored in found["tasks"].items()
+        if scored.get("missing") != scored["images"]
+    }

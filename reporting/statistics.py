@@ -1,0 +1,133 @@
+"""Numbers of a study's variants: means and standard deviations over seeds, sums over tasks.
+
+What is combined over tasks is combined per seed first, over the seeds that have all of the tasks.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from decathlon import COLUMNS, SOURCE
+from reporting.runs import Run, Variant
+from reporting.study import Study
+
+Scores = dict[str, dict[int, float]]  # task -> seed -> number
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean over seeds, sample standard deviation (n - 1; None for one seed), number of seeds."""
+
+    mean: float
+    std: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Spread | None":
+        """None of no values."""
+        values = list(values)
+        if not values:
+            return None
+        return cls(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+
+
+def over_seeds(scores: Scores, task: str) -> Spread | None:
+    return Spread.of(scores.get(task, {}).values())
+
+
+def over_tasks(
+    scores: Scores, tasks: Sequence[str], combine: Callable[[Mapping[str, float]], float]
+) -> Spread | None:
+    """`combine` of each seed's numbers by task, over the seeds that have all `tasks`."""
+    if not tasks:
+        return None
+    seeds = set.intersection(*(set(scores.get(task, {})) for task in tasks))
+    return Spread.of(
+        combine({task: scores[task][seed] for task in tasks}) for seed in sorted(seeds)
+    )
+
+
+def mean_over_tasks(scores: Scores, tasks: Sequence[str]) -> Spread | None:
+    return over_tasks(scores, tasks, lambda numbers: fmean(numbers.values()))
+
+
+def sum_over_tasks(scores: Scores, tasks: Sequence[str]) -> Spread | None:
+    return over_tasks(scores, tasks, lambda numbers: sum(numbers.values()))
+
+
+# Numbers by task and seed.
+
+
+def numbers(study: Study, variant: Variant, name: str) -> Scores:
+    """One of Run.cost or Run.tested, of the variant's runs that have it."""
+    return _by_task_and_seed(
+        study, variant, lambda run: (run.cost | run.tested.get(variant.policy, {})).get(name)
+    )
+
+
+def val_scores(study: Study, variant: Variant) -> Scores:
+    """Accuracy on val after the last epoch in percent, the shared source network's included."""
+    return _with_source(numbers(study, variant, "accuracy"), study.source_accuracies)
+
+
+def test_scores(study: Study, variant: Variant) -> Scores:
+    """Accuracy on test in percent, where score.py's figures lie with the runs."""
+
+    def accuracy(run: Run) -> float | None:
+        return run.test["accuracy"] if run.test and run.scored_variant == variant else None
+
+    sources = [run.test["accuracy"] for run in study.sources if run.test]
+    return _with_source(_by_task_and_seed(study, variant, accuracy), sources)
+
+
+def _by_task_and_seed(study: Study, variant: Variant, number: Callable[[Run], object]) -> Scores:
+    return {
+        task: {
+            run.settings.seed: number(run)
+            for run in study.of(variant, task)
+            if number(run) is not None
+        }
+        for task in study.tasks
+    }
+
+
+def _with_source(scores: Scores, sources: Sequence[float]) -> Scores:
+    """With the source's first figure for every seed of the variant: it is one network."""
+    if not sources:
+        return scores
+    seeds = sorted({seed for found in scores.values() for seed in found})
+    return {SOURCE.name: dict.fromkeys(seeds, sources[0]), **scores}
+
+
+def shared_tasks(all_scores: Iterable[Scores]) -> list[str]:
+    """The tasks that each of them has, in the order of published tables."""
+    all_scores = list(all_scores)
+    return [task for task in COLUMNS if all(scores.get(task) for scores in all_scores)]
+
+
+def total_stored(study: Study, variant: Variant, tasks: Sequence[str]) -> Spread | None:
+    """Millions of parameters for all `tasks` together, the source network once."""
+    source = study.source.cost["parameters"] if study.source else 0.0
+    stored = numbers(study, variant, "stored")
+    return over_tasks(stored, tasks, lambda millions: source + sum(millions.values()))
+
+
+def mean_share(study: Study, variant: Variant) -> dict[str, list[float]]:
+    """By task: per block the share of val images that fine-tune it, mean over seeds."""
+    found = numbers(study, variant, "shares")
+    return {task: _mean_list(seeds.values()) for task, seeds in found.items() if seeds}
+
+
+def mean_blocks_per_image(study: Study, variant: Variant) -> dict[str, list[float]]:
+    """By task: the share of val images that fine-tune 0, 1, ... blocks, mean over seeds."""
+    found = numbers(study, variant, "images")
+    return {
+        task: _mean_list([[count / sum(counts) for count in counts] for counts in seeds.values()])
+        for task, seeds in found.items()
+        if seeds
+    }
+
+
+def _mean_list(lists: Iterable[Sequence[float]]) -> list[float]:
+    """Position by position."""
+    return [fmean(values) for values in zip(*lists, strict=True)]

@@ -1,0 +1,296 @@
+"""A checkpoint comes back as it was saved; a damaged, foreign or hostile file ends in one line."""
+
+import json
+import os
+import pickle
+import resource
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+from test_settings import SETTINGS
+
+from engine.checkpoints import (
+    Checkpoint,
+    checkpoint_file,
+    momenta_of,
+    previous_file,
+)
+from engine.settings import Settings
+from engine.step import EpochSums
+from methods.optimizers import Rates
+from methods.registry import build_method
+from models.resnet26 import resnet26
+from runtime.errors import SpotTuneError
+from weights.tensor_file import content_sha256
+
+CPU = torch.device("cpu")
+RECORD = {"val_accuracy": 50.0, "val_loss": 0.1 + 0.2, "val_fine_tuned_share": [0.5] * 12}
+RECORD |= {"train_loss": float("inf"), "val_seen_in_training": False}
+RECORD |= {"val_policies": {"argmax": {"val_accuracy": None}}}
+
+
+def method_after_a_step():
+    """A SpotTune method and its optimisers, laid out as a run does."""
+    torch.manual_seed(0)
+    method = build_method("spottune", resnet26(3, 2), 2).to(memory_format=torch.channels_last)
+    optimizers = method.optimizers(Rates(0.1, 0.01, 5e-4))
+    one_more_step(method, optimizers)
+    return method, optimizers
+
+
+def one_more_step(method, optimizers):
+    torch.manual_seed(1)
+    scores, _ = method(torch.randn(2, 3, 16, 16), torch.randn(2, 12, 2))
+    scores.square().sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+@pytest.fixture(scope="module")
+def good():
+    """In the middle of an epoch; two of the sums share their memory."""
+    method, optimizers = method_after_a_step()
+    return Checkpoint(
+        task="svhn",
+        kind="spottune",
+        categories=[70_000_001, 70_000_002, 70_000_003],
+        settings=Settings.from_plain(SETTINGS),
+        weights=method.state_dict(),
+        momenta=momenta_of(method, optimizers),
+        history=[{"epoch": 1, **RECORD}],
+        unfinished={**EpochSums.zero(12, CPU).state_dict(), "steps": 3, "seconds": 0.1},
+    )
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = checkpoint_file(tmp_path, "svhn")
+    path.parent.mkdir()
+    return path
+
+
+def without_tensors(checkpoint):
+    rest = {**vars(checkpoint), "weights": None, "momenta": None}
+    unfinished = checkpoint.unfinished.items()
+    return {**rest, "unfinished": {k: v for k, v in unfinished if not torch.is_tensor(v)}}
+
+
+def tensors_of(checkpoint):
+    sums = {k: v for k, v in checkpoint.unfinished.items() if torch.is_tensor(v)}
+    return checkpoint.weights, checkpoint.momenta, sums
+
+
+def test_what_is_saved_comes_back_bit_by_bit(good, path):
+    good.save(path)
+    loaded = Checkpoint.load(path)
+    assert without_tensors(loaded) == without_tensors(good)
+    assert len(good.momenta) > 100
+    torch.testing.assert_close(tensors_of(loaded), tensors_of(good), rtol=0, atol=0)
+    replace(good, unfinished=None).save(path)
+    assert Checkpoint.load(path).unfinished is None
+
+
+def test_others_read_its_weights_and_what_they_are_with_safetensors_alone(good, path):
+    good.save(path)
+    with safetensors.safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["spottune"])
+        stem = file.get_tensor("weights.net.stem.conv.weight")
+    assert (about["kind"], about["task"]) == ("spottune", "svhn")
+    assert torch.equal(stem, good.weights["net.stem.conv.weight"])
+
+
+def test_the_next_step_is_the_same_with_weights_and_momenta_from_a_checkpoint(good, path):
+    good.save(path)
+    ours, theirs = method_after_a_step(), method_after_a_step()
+    one_more_step(*ours)
+    loaded = Checkpoint.load(path)
+    theirs[1][0].state.clear()
+    loaded.load_into(theirs[0], path)
+    loaded.load_momenta(*theirs, path)
+    one_more_step(*theirs)
+    for name, weight in ours[0].state_dict().items():
+        assert torch.equal(weight, theirs[0].state_dict()[name]), name
+
+
+def refusal(path):
+    """The one line with which a run that would go on from a file refuses it."""
+    with pytest.raises(SpotTuneError) as told:
+        found = Checkpoint.load(path)
+        method = found.network(path)
+        found.load_momenta(method, method.optimizers(Rates(0.1, 0.01, 5e-4)), path)
+    line = str(told.value)
+    assert str(path) in line
+    assert line.endswith("Remove it to train the task again")
+    assert "\n" not in line
+    assert len(line) < len(str(path)) + 400
+    return line
+
+
+# Damage, which the checksum tells.
+
+
+def test_a_file_that_is_cut_short_anywhere_is_refused(good, path):
+    good.save(path)
+    data = path.read_bytes()
+    for length in (*range(0, 40), *range(40, len(data), len(data) // 50), len(data) - 1):
+        path.write_bytes(data[:length])
+        assert "not a readable checkpoint" in refusal(path)
+
+
+def test_any_flipped_bit_is_noticed(good, path):
+    """In a weight too, where the file stays readable and the number finite."""
+    good.save(path)
+    data = path.read_bytes()
+    stem = data.index(good.weights["net.stem.conv.weight"].contiguous().numpy().tobytes())
+    for place in (*range(stem, stem + 4), *range(0, len(data), len(data) // 50)):
+        for bit in range(8):
+            changed = bytearray(data)
+            changed[place] ^= 1 << bit
+            path.write_bytes(changed)
+            assert "not a readable checkpoint" in refusal(path)
+
+
+def test_if_the_checkpoint_before_is_damaged_too_one_line_names_it(good, path):
+    good.save(path)
+    good.save(path)
+    path.write_bytes(b"x")
+    assert Checkpoint.latest(path).where == previous_file(path)
+    previous_file(path).write_bytes(b"x")
+    with pytest.raises(SpotTuneError, match="checkpoint.previous.safetensors: not a readable"):
+        Checkpoint.latest(path)
+
+
+# Files of others.
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def file(header, data=b"", length=None):
+    """The bytes of a safetensors file around any header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+def tensor(shape, end, start=0, dtype="F32"):
+    return {"weights.a": {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}}
+
+
+DEEP = "[" * 10**6
+FOREIGN = {
+    "nothing": b"",
+    "text": b"not a checkpoint\n",
+    "a pickle that runs a command": pickle.dumps(Hostile()),
+    "weights of another program": file(tensor([1], 4), bytes(4)),
+    "a header longer than the file": file({}, length=10**6),
+    "a header of 2^63 bytes": file({}, length=2**63),
+    "a header that is no JSON": file(b"{weights"),
+    "a header that is no object": file([1]),
+    "a header that is no text": file(b'{"\xff": 1}'),
+    "a header that is nested deeply": file(DEEP.encode()),
+    "a tensor larger than the file": file(tensor([2**40], 2**42), bytes(4)),
+    "a shape whose size overflows": file(tensor([2**62, 2**62], 4), bytes(4)),
+    "a shape that is not as large as its data": file(tensor([2**40], 4), bytes(4)),
+    "a negative shape": file(tensor([-1], 4), bytes(4)),
+    "a tensor that ends before it begins": file(tensor([1], 0, start=4), bytes(4)),
+    "tensors that overlap": file(
+        tensor([1], 4) | {"weights.b": tensor([1], 4)["weights.a"]}, bytes(4)
+    ),
+    "bytes of no tensor": file(tensor([1], 4), bytes(8)),
+    "an unknown type of numbers": file(tensor([1], 4, dtype="F128"), bytes(4)),
+    "metadata that is no text": file({"__metadata__": {"spottune": {}}}),
+    "metadata that is nested deeply": file(
+        {"__metadata__": {"spottune": DEEP, "sha256": content_sha256(DEEP, {})}}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_foreign_or_hostile_file_is_refused_at_once_and_runs_and_takes_nothing(
+    kind, path, monkeypatch
+):
+    monkeypatch.chdir(path.parent)
+    path.write_bytes(FOREIGN[kind])
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    used = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
+    begin = time.monotonic()
+    resource.setrlimit(resource.RLIMIT_DATA, (used + 2**27, limits[1]))
+    try:
+        assert "not a readable checkpoint" in refusal(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+    assert time.monotonic() - begin < 5
+    assert path.read_bytes() == FOREIGN[kind]
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_a_checkpoint_of_an_earlier_version_is_named_and_not_trained_over(path):
+    assert Checkpoint.latest(path) is None
+    earlier = path.with_name("checkpoint.pt")
+    earlier.touch()
+    for read in (Checkpoint.latest, Checkpoint.load):
+        with pytest.raises(SpotTuneError, match=f"{earlier}: was written by an earlier version"):
+            read(path)
+
+
+# Content that is well sealed, but not what a run leaves.
+
+
+def without(mapping, name):
+    return {key: value for key, value in mapping.items() if key != name}
+
+
+def with_record(**changes):
+    return lambda c: {"history": [{"epoch": 1, **RECORD, **changes}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: {"weights": without(c.weights, "net.pairs.3.kept.bn1.bias")}, "do not fit"),
+        (lambda c: {"weights": c.weights | {"\x1b[2J" * 20: torch.ones(1)}}, "do not fit"),
+        (lambda c: {"weights": c.weights | {"net.stem.bn.bias": torch.ones(7)}}, "do not fit"),
+        (lambda c: {"weights": c.weights | {"net.stem.bn.bias": torch.ones(2).half()}}, "float32"),
+        (lambda c: {"weights": c.weights | {"net.stem.bn.bias": torch.ones(2) / 0}}, "not finite"),
+        (lambda c: {"categories": c.categories[1:]}, "do not fit"),
+        (lambda c: {"categories": []}, "categories"),
+        (lambda c: {"categories": ["1", "2", "3"]}, "categories"),
+        (lambda c: {"momenta": {}}, "momenta"),
+        (lambda c: {"momenta": c.momenta | {"net.stem.bn.bias": torch.ones(7)}}, "momenta"),
+        (lambda c: {"momenta": c.momenta | {"more": torch.ones(1)}}, "momenta"),
+        (lambda c: {"settings": replace(c.settings, width=4)}, "do not fit"),
+        (lambda c: {"settings": replace(c.settings, width=10**9)}, "width"),
+        (lambda c: {"settings": replace(c.settings, lr="much")}, "lr is not of type float"),
+        (lambda c: {"task": "\x1b[31msvhn"}, "task"),
+        (lambda c: {"kind": None}, "kind"),
+        (lambda c: {"kind": []}, "unhashable"),
+        (lambda c: {"history": {}}, "history"),
+        (lambda c: {"history": [*c.history, {}]}, "record of epoch 2"),
+        (with_record(epoch="x"), "record of epoch 1"),
+        (with_record(epoch=2), "record of epoch 1"),
+        (with_record(val_accuracy="abc"), "val_accuracy"),
+        (with_record(val_accuracy=10**400), "val_accuracy"),
+        (with_record(train_accuracy=[50.0]), "train_accuracy"),
+        (with_record(val_fine_tuned_share=["abc"]), "val_fine_tuned_share"),
+        (with_record(val_fine_tuned_share=0.5), "val_fine_tuned_share"),
+    ],
+)
+def test_content_that_does_not_fit_is_refused_and_named(change, words, good, path):
+    replace(good, **change(good)).save(path)
+    assert words in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"loss": torch.ones(7)}, {"loss": 0.0}, {"steps": 7}, {"steps": [1]}, {"seconds": 1}],
+)
+def test_sums_that_an_epoch_of_six_steps_cannot_leave_are_refused(changes, good, path):
+    replace(good, unfinished={**good.unfinished, **changes}).save(path)
+    with pytest.raises(ValueError, match="epoch"):
+        EpochSums.zero(12, CPU).load_state_dict(Checkpoint.load(path).unfinished, num_steps=6)

@@ -1,0 +1,65 @@
+"""Settings, read back from JSON that anyone may have changed."""
+
+import json
+import math
+
+import pytest
+from conftest import REPOSITORY
+
+from engine.settings import Settings
+
+SETTINGS = Settings(
+    epochs=2, milestones=(1,), lr=0.1, lr_agent=0.01, weight_decay=5e-4, batch_size=8, resize=40,
+    crop=32, width=2, seed=0, train_split="train", policy="argmax", precision="fp32",
+    mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), source_sha256="5" * 64, data_sha256="7" * 64,
+).as_plain()  # fmt: skip
+
+
+def test_settings_come_back_from_json_as_they_were():
+    settings = Settings.from_plain({**SETTINGS, "lr": 0.1 + 0.2, "milestones": [40, 60]})
+    assert Settings.from_plain(json.loads(json.dumps(settings.as_plain()))) == settings
+    assert settings.milestones == (40, 60)
+
+
+def test_the_settings_of_all_runs_of_the_study_are_read():
+    paths = list((REPOSITORY / "study").glob("**/arguments.json"))
+    assert len(paths) > 100
+    for path in paths:
+        plain = json.loads(path.read_text())
+        for name in ("task", "method", "num_classes"):
+            plain.pop(name, None)
+        assert Settings.from_plain(plain).width == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", "much"),
+        ("lr", 1),
+        ("epochs", 2.0),
+        ("seed", True),
+        ("milestones", 40),
+        ("milestones", ["40"]),
+        ("width", 10**9),
+        ("resize", 800_000),
+        ("crop", -8),
+        ("crop", 48),  # larger than the image
+        ("k", 13),
+        ("policy", "guess"),
+        ("train_split", "test"),
+        ("mean", [0.5, 0.5]),
+        ("mean", [0.5, 0.5, math.nan]),
+        ("std", [0.5, 0.0, 0.5]),
+        ("std", None),
+        ("colour", "red"),
+    ],
+)
+def test_what_main_py_does_not_write_is_refused(name, value):
+    with pytest.raises(TypeError):
+        Settings.from_plain({**SETTINGS, name: value})
+
+
+@pytest.mark.parametrize("plain", [None, [], "lr", {}])
+def test_what_holds_no_settings_is_refused(plain):
+    with pytest.raises(TypeError):
+        Settings.from_plain(plain)
