@@ -31,7 +31,7 @@ from runtime.progress import say
 
 
 @dataclass(frozen=True)
-class Question:
+class Request:
     """What is to be predicted, and how."""
 
     split: str  # "val" or "test"
@@ -53,7 +53,7 @@ def submit(split: str, description: str, argv: Sequence[str] | None) -> None:
     args = parse_args(split, description, argv)
     check_output(args.out, args.zip)
     compute = choose_compute(args.device, args.precision)
-    question = Question(
+    request = Request(
         split=split,
         folders=data_folders(args.datadir, args.imdbdir, args.cachedir),
         ckpdir=args.ckpdir,
@@ -66,8 +66,8 @@ def submit(split: str, description: str, argv: Sequence[str] | None) -> None:
     answers, missing = [], []
     for task in TASKS:
         try:
-            check_is_there(task, question, args.tasks)
-            answers += predict_task(task, question, compute)
+            check_is_there(task, request, args.tasks)
+            answers += predict_task(task, request, compute)
         except TaskMissingError as reason:
             missing.append(f"{task.name}: {reason}")
     for line in missing:
@@ -119,38 +119,38 @@ class TaskMissingError(Exception):
     """Why a task cannot be predicted; the others still can."""
 
 
-def check_is_there(task: DecathlonTask, question: Question, wanted: Sequence[str]) -> None:
+def check_is_there(task: DecathlonTask, request: Request, wanted: Sequence[str]) -> None:
     """Raise TaskMissingError unless the task is wanted and its network and images are there."""
-    annotations = annotation_file(question.folders.imdbdir, task.name, question.split)
+    annotations = annotation_file(request.folders.imdbdir, task.name, request.split)
     if task.name not in wanted:
         raise TaskMissingError("left out with --tasks")
     for path in (
-        question.path(task),
+        request.path(task),
         annotations,
-        question.folders.images_of(task.name),
+        request.folders.images_of(task.name),
     ):
         if not path.exists():
             raise TaskMissingError(f"no {path}")
 
 
-def predict_task(task: DecathlonTask, question: Question, compute: Compute) -> list[dict[str, int]]:
+def predict_task(task: DecathlonTask, request: Request, compute: Compute) -> list[dict[str, int]]:
     """One answer for every image of the split, in the annotations' order."""
-    path = question.path(task)
+    path = request.path(task)
     checkpoint = Checkpoint.load(path)
     if checkpoint.task != task.name:
         raise SpotTuneError(f"{path}: is of {checkpoint.task}; expected {task.name}")
     settings = checkpoint.settings
-    images = load_images(task, [question.split], question.folders, settings.resize)
+    images = load_images(task, [request.split], request.folders, settings.resize)
     check_categories(task.name, checkpoint.categories, images.categories.tolist())
     method = checkpoint.network(path)
     method.to(compute.device, memory_format=torch.channels_last)
 
     view = view_of(task, images, settings.resize, settings.crop, training=False)
     data = TaskData(images, view, (settings.mean, settings.std), compute.device)
-    seed = (question.seed, task.name, question.split)
-    policy = choose_policy(method.policies, question.policy)
-    predictions = predict(method, data, question.batch_size, policy, seed, compute, task.name)
-    say(f"{task.name}: {len(images):,} images{remark(checkpoint, question.split)}")
+    seed = (request.seed, task.name, request.split)
+    policy = choose_policy(method.policies, request.policy)
+    predictions = predict(method, data, request.batch_size, policy, seed, compute, task.name)
+    say(f"{task.name}: {len(images):,} images{remark(checkpoint, request.split)}")
     category_ids = images.categories[predictions.labels]
     return [
         {"image_id": image_id, "category_id": category_id}

@@ -9,21 +9,18 @@ from engine.settings import LARGEST
 from gumbel_softmax import POLICIES
 from image_cache.packed import DataFolders
 from models.resnet26 import BLOCKS_PER_STAGE, SIDE_MULTIPLE
-from runtime.cli import folder_name, whole_number
+from runtime.cli import folder_name, number, whole_number
 from runtime.errors import SpotTuneError
 
 SMALLEST_SIDE = 2 * SIDE_MULTIPLE
 NUM_BLOCKS = sum(BLOCKS_PER_STAGE)
 
 
-def number_of_blocks(text: str) -> int:
-    """An argparse type: a number of residual blocks, 0 to 12."""
-    number = int(text)
-    if not 0 <= number <= NUM_BLOCKS:
-        raise argparse.ArgumentTypeError(
-            f"{number} given; expected 0 to {NUM_BLOCKS}, the residual blocks of the ResNet-26"
-        )
-    return number
+number_of_blocks = number(
+    int,
+    lambda value: 0 <= value <= NUM_BLOCKS,
+    f"0 to {NUM_BLOCKS}, the residual blocks of the ResNet-26",
+)
 
 
 def task_name(text: str) -> str:

@@ -9,15 +9,12 @@ Such a file holds no code, and its sizes are checked before any memory is taken.
 before the last one is kept beside it as checkpoint.previous.safetensors.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from decathlon import TASK_BY_NAME
@@ -28,11 +25,11 @@ from models.resnet26 import resnet26
 from runtime.errors import SpotTuneError, brief
 from runtime.files import keep_copy, write_whole
 from runtime.progress import say
+from weights.tensor_file import MALFORMED, as_bytes, from_bytes
 
 FORMAT = "spottune-decathlon-3"
 DTYPES = (torch.float32, torch.int64)
 LISTS = ("_share", "_per_image")  # ends of the names under which a record keeps lists
-MALFORMED = (SafetensorError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
 REMOVE = "Remove it to train the task again"
 
 
@@ -77,13 +74,9 @@ class Checkpoint:
             "history": self.history,
             "unfinished": {name: unfinished[name] for name in unfinished if name not in sums},
         }
-        tensors = {}
-        for part, named in (("weights", self.weights), ("momenta", self.momenta), ("sums", sums)):
-            for name, tensor in named.items():
-                tensors[f"{part}.{name}"] = tensor.detach().cpu().contiguous()
-        text = json.dumps(rest)
-        metadata = {"spottune": text, "sha256": content_sha256(text, tensors)}
-        whole = safetensors.torch.save(tensors, metadata)
+        parts = {"weights": self.weights, "momenta": self.momenta, "sums": sums}
+        tensors = {f"{part}.{name}": parts[part][name] for part in parts for name in parts[part]}
+        whole = as_bytes(json.dumps(rest), tensors)
         if path.exists():
             keep_copy(path, previous_file(path))
         write_whole(path, whole)
@@ -226,14 +219,10 @@ def _refuse_earlier_version(path: Path) -> None:
 
 def _parsed(data: bytes) -> Checkpoint:
     """Raises one of MALFORMED for anything but a whole checkpoint of this project."""
-    tensors = safetensors.torch.load(data)
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    metadata = header.get("__metadata__", {})
-    if "spottune" not in metadata:
+    text, tensors = from_bytes(data)
+    if text is None:
         raise ValueError("main.py did not write it")
-    if metadata.get("sha256") != content_sha256(metadata["spottune"], tensors):
-        raise ValueError("its content is not what was written")
-    rest = json.loads(metadata["spottune"])
+    rest = json.loads(text)
     if rest.pop("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT}")
     rest["settings"] = Settings.from_plain(rest["settings"])
@@ -252,13 +241,12 @@ def _check_types(rest: Mapping) -> None:
     """Raise an error where its users would meet another type than they expect."""
     if rest["task"] not in TASK_BY_NAME or rest["kind"] not in BUILDERS:
         raise ValueError("its task or its kind of method is unknown")
-    categories, history = rest["categories"], rest["history"]
-    if type(categories) is not list or not categories or {*map(type, categories)} != {int}:
+    if {*map(type, rest["categories"])} != {int}:
         raise TypeError("its categories are no list of whole numbers")
-    if type(history) is not list:
+    if type(rest["history"]) is not list:
         raise TypeError("its history is no list")
     first = 1 if rest["settings"].epochs else 0  # epoch 0 evaluates weights from a file
-    for number, record in enumerate(history, start=first):
+    for number, record in enumerate(rest["history"], start=first):
         if RECORDED.keys() - record.keys() or record["epoch"] != number:
             raise ValueError(f"its record of epoch {number} lacks fields, or is of another epoch")
         for name, value in record.items():
@@ -274,21 +262,3 @@ def _is_figure(name: str, value: object) -> bool:
     return all(
         type(each) in (float, bool) or type(each) is int and abs(each) < 2**63 for each in values
     )
-
-
-def content_sha256(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """One hash over a text and named tensors: names, shapes, types and values."""
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def weights_sha256(weights: Mapping[str, Tensor]) -> str:
-    """One hash over names, shapes and values: the same weights, the same hash.
-
-    Without num_batches_tracked, which old files lack and nothing depends on.
-    """
-    counted = {n: t for n, t in weights.items() if not n.endswith("num_batches_tracked")}
-    return content_sha256("", counted)

@@ -214,22 +214,16 @@ def train_epoch(
                 batch.images_N3HW, batch.labels_N, noise[batch.positions], batch.whole
             )
         except NotFiniteError as error:
-            shown = brief(batch.image_ids.tolist())
+            shown = ", ".join(map(str, batch.image_ids[:SHOWN_IMAGES]))
+            more = len(batch.image_ids) - SHOWN_IMAGES
             raise SpotTuneError(
                 f"{label}, step {sums.steps + 1}: the loss became {error}, so the networks were "
-                f"not updated. Images: {shown}. {REMEDY}"
+                f"not updated. Images: {shown}{f' and {more} more' if more > 0 else ''}. {REMEDY}"
             ) from error
         group.add_up(vars(step).values())
         sums.add(step)
         sums.seconds = before + time.perf_counter() - start
         yield
-
-
-def brief(image_ids: Sequence[int]) -> str:
-    """The first image ids, and how many more there are."""
-    shown = ", ".join(map(str, image_ids[:SHOWN_IMAGES]))
-    more = len(image_ids) - SHOWN_IMAGES
-    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def noise_for(method: nn.Module, num_images: int, *seed: int | str) -> Tensor:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,44 +25,26 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}. See {self.prog} --help\n")
 
 
-def positive_float(text: str) -> float:
-    """An argparse type: a finite number above 0."""
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} given; expected a number above 0")
-    return number
+def number(kind: type, is_allowed: Callable[[float], bool], expected: str) -> Callable:
+    """An argparse type: an int or float in a range that `expected` describes."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not is_allowed(value):
+            raise argparse.ArgumentTypeError(f"{text} given; expected {expected}")
+        return value
+
+    return parse
 
 
-def whole_number(text: str) -> int:
-    """An argparse type: a whole number that a checkpoint can keep, of 64 bits."""
-    number = int(text)
-    if not -(2**63) <= number < 2**63:
-        raise argparse.ArgumentTypeError(f"{text} given; expected a whole number of 64 bits")
-    return number
-
-
-def positive_int(text: str) -> int:
-    """An argparse type: a whole number from 1 on."""
-    number = whole_number(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} given; expected a whole number from 1 on")
-    return number
-
-
-def non_negative_float(text: str) -> float:
-    """An argparse type: a finite number from 0 on."""
-    number = float(text)
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} given; expected a number from 0 on")
-    return number
-
-
-def non_negative_int(text: str) -> int:
-    """An argparse type: 0, 1, 2 ..."""
-    number = whole_number(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} given; expected a whole number from 0 on")
-    return number
+positive_float = number(float, lambda value: 0 < value < math.inf, "a number above 0")
+non_negative_float = number(float, lambda value: 0 <= value < math.inf, "a number from 0 on")
+positive_int = number(int, lambda value: 1 <= value < 2**63, "a whole number from 1 on")
+non_negative_int = number(int, lambda value: 0 <= value < 2**63, "a whole number from 0 on")
+whole_number = number(int, lambda value: -(2**63) <= value < 2**63, "a whole number of 64 bits")
 
 
 def folder_name(text: str) -> Path:

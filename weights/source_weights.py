@@ -12,7 +12,6 @@ residual_adapters) and here, for stage s and block b of 4:
 Every tensor is matched by name; one that is missing, or has no place, is an error.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -20,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from models.resnet26 import BLOCKS_PER_STAGE, ResNet, resnet26
 from runtime.errors import SpotTuneError, brief
 from weights.closed_pickle import MISFITS
 from weights.legacy_t7 import MAGIC, network_in, read_legacy_weights
+from weights.tensor_file import MALFORMED, content_sha256, from_bytes
 
 OUR_NAME_OF = {
     "pre_layers_conv.conv": "stem.conv",
@@ -54,8 +53,7 @@ def our_name(legacy_name: str) -> str:
     return f"blocks.{position}.{OUR_NAME_IN_BLOCK[part]}.{tensor}"
 
 
-# Our own checkpoints are safetensors files with these; engine/checkpoints.py writes them.
-METADATA_KEY, SOURCE_KIND, PREFIX = "spottune", "source", "weights.net."
+SOURCE_KIND, PREFIX = "source", "weights.net."  # in our own checkpoints, see engine/checkpoints.py
 OLD_FORMAT = "spottune-decathlon"  # how the "format" of a checkpoint.pt began
 DATA_PARALLEL_PREFIX = "module."
 EXPECTED = (
@@ -90,7 +88,7 @@ def _saved_by_torch(path: Path) -> dict[str, Tensor]:
     """A state dict, bare or under "net"."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, *MISFITS) as error:
+    except (RuntimeError, OSError, AssertionError, MemoryError, *MISFITS) as error:
         raise SpotTuneError(
             f"{path}: torch.load(weights_only=True) cannot read it: it is damaged, or holds more "
             f"than tensors. Save the network's state_dict() instead, or name another file"
@@ -101,30 +99,32 @@ def _saved_by_torch(path: Path) -> dict[str, Tensor]:
             f"read. Train the source again, or name another file"
         )
     weights = network_in(saved)
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+    if not isinstance(weights, dict) or not all(map(_is_plain_tensor, weights.values())):
         found = list(saved)[:4] if isinstance(saved, dict) else f"a {type(saved).__name__}"
         raise SpotTuneError(f"{path}: found {brief(found)} instead of tensors by name, {EXPECTED}")
     return weights
 
 
+def _is_plain_tensor(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided
+
+
 def _from_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file; of our own checkpoint those of the source network."""
     try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(METADATA_KEY)
-            prefix = PREFIX if text else ""
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-            weights = {name.removeprefix(prefix): file.get_tensor(name).clone() for name in names}
-        facts = json.loads(text) if text else {"kind": SOURCE_KIND}
-        kind, task = facts["kind"], facts.get("task")
-    except (SafetensorError, *MISFITS) as error:
+        text, tensors = from_bytes(path.read_bytes())
+        if text is None:
+            return tensors
+        facts = json.loads(text)
+        kind, task = facts["kind"], facts["task"]
+    except MALFORMED as error:
         raise SpotTuneError(f"{path}: found a damaged file ({brief(error)}), {EXPECTED}") from error
     if kind != SOURCE_KIND:
         raise SpotTuneError(
             f"{path}: holds the {brief(kind)} network of {brief(task)}; expected a source network, "
             f"such as the checkpoint of imagenet12"
         )
-    return weights
+    return {n.removeprefix(PREFIX): t for n, t in tensors.items() if n.startswith(PREFIX)}
 
 
 def _by_our_names(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -150,13 +150,8 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
 
     Without num_batches_tracked, which old files lack and nothing depends on.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        if name.endswith("num_batches_tracked"):
-            continue
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    counted = {n: t for n, t in weights.items() if not n.endswith("num_batches_tracked")}
+    return content_sha256("", counted)
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,19 @@ import safetensors
 import torch
 from test_settings import SETTINGS
 
-from engine.checkpoints import Checkpoint, checkpoint_file, momenta_of, previous_file
+from engine.checkpoints import (
+    Checkpoint,
+    checkpoint_file,
+    momenta_of,
+    previous_file,
+)
 from engine.settings import Settings
 from engine.step import EpochSums
 from methods.optimizers import Rates
 from methods.registry import build_method
 from models.resnet26 import resnet26
 from runtime.errors import SpotTuneError
+from weights.tensor_file import content_sha256
 
 CPU = torch.device("cpu")
 RECORD = {"val_accuracy": 50.0, "val_loss": 0.1 + 0.2, "val_fine_tuned_share": [0.5] * 12}
@@ -176,6 +182,7 @@ def tensor(shape, end, start=0, dtype="F32"):
     return {"weights.a": {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}}
 
 
+DEEP = "[" * 10**6
 FOREIGN = {
     "nothing": b"",
     "text": b"not a checkpoint\n",
@@ -186,7 +193,7 @@ FOREIGN = {
     "a header that is no JSON": file(b"{weights"),
     "a header that is no object": file([1]),
     "a header that is no text": file(b'{"\xff": 1}'),
-    "a header that is nested deeply": file(b"[" * 10**6),
+    "a header that is nested deeply": file(DEEP.encode()),
     "a tensor larger than the file": file(tensor([2**40], 2**42), bytes(4)),
     "a shape whose size overflows": file(tensor([2**62, 2**62], 4), bytes(4)),
     "a shape that is not as large as its data": file(tensor([2**40], 4), bytes(4)),
@@ -198,7 +205,9 @@ FOREIGN = {
     "bytes of no tensor": file(tensor([1], 4), bytes(8)),
     "an unknown type of numbers": file(tensor([1], 4, dtype="F128"), bytes(4)),
     "metadata that is no text": file({"__metadata__": {"spottune": {}}}),
-    "metadata that is nested deeply": file({"__metadata__": {"spottune": "[" * 10**6}}),
+    "metadata that is nested deeply": file(
+        {"__metadata__": {"spottune": DEEP, "sha256": content_sha256(DEEP, {})}}
+    ),
 }
 
 

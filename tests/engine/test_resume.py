@@ -13,11 +13,12 @@ from conftest import REPOSITORY
 
 import main
 from decathlon import SOURCE
-from engine.checkpoints import Checkpoint, checkpoint_file, content_sha256, previous_file
+from engine.checkpoints import Checkpoint, checkpoint_file, previous_file
 from engine.records import TIMING_FIELDS
 from engine.run import Run
 from runtime.errors import SpotTuneError
 from runtime.signals import STOP_SIGNALS, Stopped, StopRequest, deferred_stop
+from weights.tensor_file import content_sha256
 
 SMALL_SVHN = ["--tasks", "svhn", "--batch_size", "2"]  # 6 steps an epoch
 

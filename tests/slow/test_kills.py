@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.checkpoints import Checkpoint, content_sha256
+from engine.checkpoints import Checkpoint
 from engine.records import TIMING_FIELDS
 from sample_data import make
+from weights.tensor_file import content_sha256
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = ["--resize", "16", "--crop", "16", "--width", "4", "--batch_size", "4", "--device", "cpu"]

@@ -17,6 +17,7 @@ from models.resnet26 import resnet26
 from weights import source_weights
 from weights.legacy_t7 import read_legacy_weights
 from weights.source_weights import SourceWeights, our_name, weights_sha256
+from weights.tensor_file import as_bytes
 
 WIDTH, CLASSES = 2, 3
 STAND_IN = SHARED / "mini-decathlon/resnet26_tinyimagenet.t7"
@@ -78,7 +79,11 @@ def save_checkpoint(weights, path, **facts):
     facts = {"kind": SOURCE_KIND, "task": "imagenet12", "epochs done": 2, **facts}
     tensors = {f"weights.net.{name}": tensor for name, tensor in weights.items()}
     tensors |= {"optimizers.0.state.0.momentum_buffer": torch.ones(3)}
-    save_file(tensors, path, metadata={"spottune": json.dumps(facts)})
+    path.write_bytes(as_bytes(json.dumps(facts), tensors))
+
+
+def flipped(data):
+    return data[:-1] + bytes([data[-1] ^ 1])
 
 
 def save_legacy(value, path):
@@ -215,8 +220,12 @@ REFUSED = {
     "the old format, cut short": (cut_short("torch.save, old format"), "too early"),
     "a header that lies": (lying_header, "a damaged file"),
     "facts that are no dict": (
-        lambda w, path: save_file(w, path, metadata={"spottune": "[1]"}),
+        lambda w, path: path.write_bytes(as_bytes("[1]", w)),
         "a damaged file",
+    ),
+    "a checkpoint with a flipped bit": (
+        lambda w, path: path.write_bytes(flipped(as_bytes('{"kind": "source"}', w))),
+        "its content is not what was written",
     ),
     # Other networks.
     "a ResNet-18": (lambda w, path: torch.save(RESNET18, path), "found a tensor 'conv1.weight'"),
