@@ -69,7 +69,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
 
 
 def sbatch_option(text: str) -> tuple[str, str]:
-    """An argparse type: KEY=VALUE, as two."""
+    """An argparse type: KEY=VALUE, as a pair."""
     key, _, value = text.partition("=")
     if not (key and value):
         raise argparse.ArgumentTypeError(f"{text} given; expected KEY=VALUE, such as qos=high")

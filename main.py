@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks = [TASK_BY_NAME[name] for name in dict.fromkeys(args.tasks)]
     devices = job_devices(args.device, args.jobs, len(tasks))
     is_alone = len(devices) == 1
-    device = own_device(args.device) if is_alone else "cpu"  # who watches others opens no GPU
+    device = own_device(args.device) if is_alone else "cpu"  # the parent of others opens no GPU
     compute = choose_compute(device, args.precision, args.compile, args.threads)
     method = METHODS[args.method]
     recipe = Recipe(
@@ -197,7 +197,7 @@ def draw_task_curves(space: Workspace, task: DecathlonTask, history: list[dict])
 
 
 def pretrained_file(named: Path | None) -> Path | None:
-    """The file of source weights: the one named, or the released one where it lies here."""
+    """The file of source weights: the one named, or the released one if it is here."""
     if named is None:
         places = (Path(RELEASED_WEIGHTS), SCRIPT.parent / RELEASED_WEIGHTS)
         return next((place for place in places if place.is_file()), None)
@@ -214,7 +214,7 @@ def pretrained_file(named: Path | None) -> Path | None:
 def check_tasks(
     tasks: Sequence[DecathlonTask], space: Workspace, pretrained: Path | None, from_source: bool
 ) -> None:
-    """Raise SpotTuneError at once if something that the run will need is missing."""
+    """Raise SpotTuneError at once if something that the run needs is missing."""
     space.ckpdir.mkdir(parents=True, exist_ok=True)
     if not os.access(space.ckpdir, os.W_OK):
         raise SpotTuneError(f"--ckpdir {space.ckpdir}: cannot be written to; name another folder")
@@ -240,7 +240,7 @@ def check_tasks(
                 f"--tasks; `make demo` shows a run on made-up data"
                 + (", or give source weights with --pretrained" if task is SOURCE else "")
             )
-        if space.compute.group.is_first:  # which holds them for all of its group
+        if space.compute.group.is_first:  # which holds the folders for all processes
             refuse_claimed(space.checkpoint(task).parent)
 
 

@@ -26,7 +26,7 @@ def decode_batch(
     mean_std: tuple[Sequence[float], Sequence[float]],
 ) -> Tensor:
     """N x 3 x crop x crop float32: every JPEG opened, decoded, resized, cropped, normalised."""
-    road = transforms.Compose(
+    pipeline = transforms.Compose(
         [
             transforms.Resize(side),
             transforms.RandomCrop(crop),
@@ -37,7 +37,7 @@ def decode_batch(
     images = []
     for path in paths:
         with Image.open(path) as image:
-            images.append(road(image.convert("RGB")))
+            images.append(pipeline(image.convert("RGB")))
     return torch.stack(images)
 
 

@@ -127,7 +127,7 @@ def predict_task(
 
 
 def remark(checkpoint: Checkpoint, split: str) -> str:
-    """What a reader should know about a network before trusting its answers."""
+    """What a reader should know about a network's answers."""
     done, planned = len(checkpoint.history), checkpoint.settings.epochs
     found = f"; training stopped after {done} of {planned} epochs" if done < planned else ""
     if split == "val" and done and checkpoint.history[-1]["val_seen_in_training"]:

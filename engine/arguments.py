@@ -24,7 +24,7 @@ number_of_blocks = number(
 
 
 def task_name(text: str) -> str:
-    """An argparse type: the name of a task; the likeliest one is suggested in its place."""
+    """An argparse type: the name of a task; for another word, the closest name is suggested."""
     if text in TASK_BY_NAME:
         return text
     close = difflib.get_close_matches(text.lower(), TASK_BY_NAME, n=1, cutoff=0.7)
@@ -102,7 +102,7 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def data_folders(datadir: Path, imdbdir: Path | None, cachedir: Path | None) -> DataFolders:
-    """The three folders; raises SpotTuneError, naming both ways on, where there are no data."""
+    """The three folders; raises SpotTuneError, with advice, if there are no data."""
     imdbdir = imdbdir or datadir / "annotations"
     for folder, flag in ((datadir, "--datadir"), (imdbdir, "--imdbdir")):
         if not folder.is_dir():

@@ -29,7 +29,7 @@ from weights.tensor_file import MALFORMED, as_bytes, from_bytes
 
 FORMAT = "spottune-decathlon-3"
 DTYPES = (torch.float32, torch.int64)
-LISTS = ("_share", "_per_image")  # ends of the names under which a record keeps lists
+LISTS = ("_share", "_per_image")  # endings of the names of a record's lists
 REMOVE = "Remove it to train the task again"
 
 
@@ -39,7 +39,7 @@ def checkpoint_file(ckpdir: Path, task: str) -> Path:
 
 
 def previous_file(path: Path) -> Path:
-    """Where the checkpoint before that at `path` is kept."""
+    """Where the checkpoint before the one at `path` is kept."""
     return path.with_suffix(".previous.safetensors")
 
 
@@ -50,7 +50,7 @@ def compact_file(ckpdir: Path, task: str) -> Path:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A task after some epochs; all that is needed to go on or to predict."""
+    """A task after some epochs: all that is needed to continue or to predict."""
 
     task: str
     kind: str  # of method, see methods/registry.py
@@ -58,7 +58,7 @@ class Checkpoint:
     settings: Settings
     weights: Mapping[str, Tensor]  # of the method: networks and policy network
     momenta: Mapping[str, Tensor]  # by parameter; SGD keeps nothing else
-    history: list[dict]  # one record an epoch
+    history: list[dict]  # one record per epoch
     unfinished: Mapping[str, Tensor | float] | None = None  # sums of an epoch left in the middle
 
     def save(self, path: Path) -> None:
@@ -83,7 +83,7 @@ class Checkpoint:
 
     @classmethod
     def latest(cls, path: Path) -> "Latest | None":
-        """The checkpoint to go on from, None if there is none yet; only reads.
+        """The checkpoint to continue from, or None if there is none yet. Only reads.
 
         If it is damaged, the one before. Raises SpotTuneError if that one is missing or damaged
         too, or if an earlier version has left a checkpoint there.
@@ -136,7 +136,7 @@ class Checkpoint:
 
     def load_into(self, method: nn.Module, path: Path) -> None:
         """Copy the weights into `method` by name; SpotTuneError unless all of them fit."""
-        on_meta = next(method.parameters()).is_meta  # where there is nothing to copy into
+        on_meta = next(method.parameters()).is_meta  # which has no memory to copy into
         try:
             method.load_state_dict(dict(self.weights), assign=on_meta)
         except RuntimeError as error:
@@ -147,7 +147,7 @@ class Checkpoint:
             ) from error
 
     def load_momenta(self, method: nn.Module, optimizers: Sequence, path: Path) -> None:
-        """Hand the optimisers their momenta; SpotTuneError unless they have just these parameters.
+        """Hand the optimisers their momenta; SpotTuneError unless they train just these parameters.
 
         Rates and decays are not in the checkpoint: they are those of the run's settings.
         """
@@ -165,7 +165,7 @@ class Checkpoint:
                 f"trains. {REMOVE}"
             )
         for name, (parameter, state) in trained.items():
-            # In the parameter's memory layout: the fused SGD pairs numbers by their place.
+            # In the parameter's memory layout, since the fused SGD pairs numbers by position.
             momentum = torch.empty_like(parameter).copy_(self.momenta[name])
             state[parameter]["momentum_buffer"] = momentum
 
@@ -204,11 +204,11 @@ class Latest:
         say(f"{self.damage}. Going on from the one before, {self.where.name}")
         if self.path.exists():
             keep_copy(self.path, self.path.with_suffix(".damaged.safetensors"))
-        keep_copy(self.where, self.path)  # at no moment is there none, for those who only read
+        keep_copy(self.where, self.path)  # in one step, so that readers always find a file
 
 
 def _refuse_earlier_version(path: Path) -> None:
-    """Raise SpotTuneError if a checkpoint in the format of before this one lies there."""
+    """Raise SpotTuneError if there is a checkpoint in the format of an earlier version."""
     earlier = path.with_suffix(".pt")
     if earlier.is_file():
         raise SpotTuneError(
@@ -218,7 +218,7 @@ def _refuse_earlier_version(path: Path) -> None:
 
 
 def _parsed(data: bytes) -> Checkpoint:
-    """Raises one of MALFORMED for anything but a whole checkpoint of this project."""
+    """Raises one of MALFORMED unless the data are a whole checkpoint of this project."""
     text, tensors = from_bytes(data)
     if text is None:
         raise ValueError("main.py did not write it")
@@ -238,7 +238,7 @@ def _parsed(data: bytes) -> Checkpoint:
 
 
 def _check_types(rest: Mapping) -> None:
-    """Raise an error where its users would meet another type than they expect."""
+    """Raise an error if a field does not have the type that its users expect."""
     if rest["task"] not in TASK_BY_NAME or rest["kind"] not in BUILDERS:
         raise ValueError("its task or its kind of method is unknown")
     if {*map(type, rest["categories"])} != {int}:
@@ -255,7 +255,7 @@ def _check_types(rest: Mapping) -> None:
 
 
 def _is_figure(name: str, value: object) -> bool:
-    """Whether a field of a record is None, a number, or by its name a list of numbers."""
+    """Whether a field of a record is None, a number, or a list of numbers, as its name says."""
     if value is None or name.endswith(LISTS) != (type(value) is list):
         return value is None
     values = value if type(value) is list else [value]

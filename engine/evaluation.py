@@ -1,4 +1,4 @@
-"""Prediction: classes, losses and decisions of all images of a split, and what they come to."""
+"""Prediction: classes, losses and decisions for all images of a split, and their averages."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def predict(
     label: str,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Predictions:
-    """Classes of all images; `policy` as in gumbel_softmax.py, without meaning for a plain network.
+    """Classes of all images; `policy` as in gumbel_softmax.py, ignored for a plain network.
 
     The released code always draws, unseeded, so that its predictions change from run to run.
     `after_batch` may raise to leave.
@@ -63,17 +63,17 @@ def predict(
 
 
 class InPieces:
-    """Predicts batches; where memory does not suffice, in halves, and says so.
+    """Predicts batches; if memory does not suffice, in halves, with a message.
 
     An image's answer does not depend on its batch.
     """
 
     def __init__(self, evaluator: nn.Module, compute: Compute) -> None:
         self.evaluator, self.compute = evaluator, compute
-        self.largest = None  # images at once, where that is known
+        self.largest = None  # images at once, once that is known
 
     def __call__(self, images: Tensor, noise_NL2: Tensor) -> Iterator[tuple]:
-        """Scores, decisions, and the slice of the batch that they are of."""
+        """Scores, decisions, and the slice of the batch that they belong to."""
         start = 0
         while start < len(images):
             part = slice(start, start + (self.largest or len(images)))
@@ -106,7 +106,7 @@ def _losses(scores_NK: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Tested:
-    """What predictions for labelled images come to."""
+    """Averages and counts of predictions for labelled images."""
 
     loss: float  # cross-entropy, in nats
     accuracy: float  # percent

@@ -32,7 +32,7 @@ from runtime.signals import Stopped, deferred_stop
 
 @dataclass(frozen=True)
 class Pace:
-    """How often a run is evaluated and saved; touches no result."""
+    """How often a run is evaluated and saved; does not change the weights."""
 
     eval_every: int  # epochs
     checkpoint_seconds: float  # between checkpoints inside an epoch
@@ -46,7 +46,7 @@ def fit(
     compute: Compute,
     pace: Pace,
 ) -> list[dict]:
-    """Train `method` to the run's last epoch; returns the history, one record an epoch.
+    """Train `method` to the run's last epoch; returns the history, one record per epoch.
 
     Raises Stopped after a signal, once all that was done is saved. Of several processes that train
     together only the first evaluates and writes.
@@ -62,7 +62,7 @@ def fit(
         write_surroundings(run.folder, run.arguments(), compute, method, val_data.view)
 
     with deferred_stop() as stop:
-        saved_at = time.monotonic()  # a clock that nobody sets
+        saved_at = time.monotonic()  # a clock that is never set back
         while len(history) < settings.epochs:
             epoch, is_last = len(history), len(history) + 1 == settings.epochs
             label = f"{run.task} epoch {epoch + 1}/{settings.epochs}"
@@ -79,7 +79,7 @@ def fit(
                 is_due = is_last or (epoch + 1) % pace.eval_every == 0
                 tested = {}
                 if is_due and group.is_first:
-                    # Other processes wait meanwhile, and are told of a stop after the epoch.
+                    # The other processes wait meanwhile; they hear of a stop after the epoch.
                     after_batch = stop.raise_if_asked if group.size == 1 else (lambda: None)
                     policies = trainer.method.policies if is_last else ()
                     tested = evaluate(run, trainer.method, val_data, compute, policies, after_batch)
@@ -92,7 +92,7 @@ def fit(
             record["seconds"] = round(sums.seconds, 3)
             record["images_per_second"] = round(len(train_data.images) / sums.seconds, 1)
             history.append(record)
-            if is_last:  # before the checkpoint, after which nothing is done again
+            if is_last:  # before the checkpoint: afterwards the task counts as finished
                 run.save_compact(trainer.method, history, val_data.view)
             save(run, trainer, history, label)
             saved_at = time.monotonic()
@@ -109,7 +109,7 @@ def save(
     label: str,
     unfinished: EpochSums | None = None,
 ) -> None:
-    """Write checkpoint and records, by the first of the processes that train together."""
+    """Write checkpoint and records, if this is the first of the processes that train together."""
     if unfinished is not None:
         check_finite(trainer, unfinished, label)
     if trainer.compute.group.is_first:
@@ -117,10 +117,10 @@ def save(
 
 
 def check_finite(trainer: Trainer, sums: EpochSums, label: str) -> None:
-    """Raise SpotTuneError if weights or sums have become infinite or nan; before each save.
+    """Raise SpotTuneError if weights or sums have become infinite or nan. Called before each save.
 
-    A loss tells only of the weights before its step. The momenta need no look: a step with one
-    that is not finite leaves such a weight.
+    A loss says nothing about the weights after its step. Momenta are not checked: a momentum that
+    is not finite makes a weight that is not.
     """
     held = {**trainer.method.state_dict(), **sums.state_dict()}
     found = not_finite(held) if trainer.compute.group.is_first else []
@@ -132,22 +132,22 @@ def check_finite(trainer: Trainer, sums: EpochSums, label: str) -> None:
 
 
 def not_finite(held: Mapping[str, object]) -> list[str]:
-    """The names of the tensors that hold an infinity or nan; the device is asked once."""
+    """The names of the tensors that hold an infinity or nan; with one read from the device."""
     tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
-    # A sum over one is never finite; it is quick, but may also overflow where all is finite.
+    # A quick first test: a sum over such a tensor is not finite. It may overflow, so look again.
     finite_sums = torch.stack([tensor.sum().isfinite() for tensor in tensors.values()]).tolist()
     suspects = [name for name, fine in zip(tensors, finite_sums, strict=True) if not fine]
     return [name for name in suspects if not tensors[name].isfinite().all()]
 
 
 def go_on(run: Run, trainer: Trainer, sums: EpochSums, steps: int) -> list[dict]:
-    """Load the run's checkpoint, if there is one, into networks, optimisers and sums; its history.
+    """Load the run's checkpoint, if any, into networks, optimisers and sums; returns its history.
 
     `steps`: of a whole epoch. Records are written anew from the history.
     """
     group, settings = trainer.compute.group, run.settings
     found = run.found()
-    group.agree(0)  # before the first process writes, all have read
+    group.agree(0)  # all have read before the first process writes
     if found is None:
         return []
     if group.is_first:

@@ -1,7 +1,7 @@
-"""What a task's training leaves in its folder, besides the checkpoint: a record for people.
+"""What a task's training leaves in its folder for people to read, besides the checkpoint.
 
-records.jsonl      one line an epoch, read from top to bottom the run's history; the last one also
-                   has the figures under every test-time policy that the method knows
+records.jsonl      one line per epoch: the history of the run; the last one also has the figures
+                   under every test-time policy that the method knows
 arguments.json     the settings of the task
 environment.json   versions, device, threads, commit
 cost.json          parameters, and multiply-accumulate operations per predicted image; written
@@ -30,7 +30,7 @@ from runtime.files import write_whole
 
 DECISIONS = "decisions.json"
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pycocotools", "matplotlib")
-# What every record has, whoever reads it: tables and curves are made from it.
+# What every record has; tables and curves are made from it.
 RECORDED = {
     "epoch": (int,),
     "val_accuracy": (float, type(None)),
@@ -66,7 +66,7 @@ def epoch_record(
 
 
 def val_fields(tested: Tested | None, seen_in_training: bool) -> dict:
-    """The val part of a record; None where the epoch was not evaluated."""
+    """The val part of a record; None if the epoch was not evaluated."""
     names = [field.name for field in fields(Tested)]
     figures = {f"val_{name}": tested and getattr(tested, name) for name in names}
     return {**figures, "val_seen_in_training": seen_in_training}
@@ -93,7 +93,7 @@ def summary(record: Mapping) -> str:
 
 
 def write_records(folder: Path, history: Sequence[Mapping]) -> None:
-    """records.jsonl, whole, from the checkpoint's history: no epoch stands there twice."""
+    """Write records.jsonl from the checkpoint's history, so that no epoch is listed twice."""
     lines = [json.dumps(record) + "\n" for record in history]
     write_whole(folder / "records.jsonl", "".join(lines).encode())
 
@@ -151,7 +151,7 @@ def parameter_counts(module: nn.Module) -> tuple[int, int]:
 
 
 def environment(compute: Compute) -> dict[str, object]:
-    """What else a result depends on; bits are equal only for equal thread counts."""
+    """What else a result depends on; equal bits need equal thread counts."""
     return {
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},

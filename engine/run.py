@@ -1,4 +1,4 @@
-"""One run: a task, a method and settings, and what of it is kept in the task's folder."""
+"""One run: a task, a method and settings, and the checkpoint and records in its folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Run:
         return {**known, **self.settings.as_plain()}
 
     def found(self) -> Latest | None:
-        """The checkpoint to go on from, or None. Raises SpotTuneError if it is another run's."""
+        """The checkpoint to continue from, or None. Raises SpotTuneError if it is another run's."""
         found = Checkpoint.latest(self.path)
         difference = found and self.difference(found.checkpoint)
         if difference is not None:
@@ -58,7 +58,7 @@ class Run:
         return found
 
     def difference(self, checkpoint: Checkpoint) -> tuple[str, object, object] | None:
-        """The first thing in which the checkpoint is not this run's: name, found, asked."""
+        """The first difference between the checkpoint and this run: name, found, asked for."""
         for name, called in (("task", "task"), ("kind", "method"), ("categories", "categories")):
             found, asked = getattr(checkpoint, name), getattr(self, name)
             if found != asked:
@@ -85,7 +85,7 @@ class Run:
         write_records(self.folder, history)
 
     def save_compact(self, method: nn.Module, history: list[dict], view: View) -> None:
-        """Write the network that is left when all images decide alike, if it is smaller.
+        """Write the network that remains if all images decide alike, if it is smaller.
 
         And its cost: which blocks are left, and so how large they are, was learnt.
         """

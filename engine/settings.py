@@ -31,7 +31,7 @@ class Recipe:
     train_split: str  # "trainval" or "train"
     policy: str  # at test time: one of POLICIES
     precision: str  # "fp32" or "bf16"
-    k: int = 0  # this and the following as in methods.registry.Options
+    k: int = 0  # this and the following: see methods/registry.py
     l2sp_alpha: float = 0.0
     l2sp_beta: float = 0.0
     lambda_k: float = 0.0
@@ -59,7 +59,7 @@ class Settings(Recipe):
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, object]) -> "Settings":
-        """The settings that `as_plain` gave, read back from a file that anyone may have changed.
+        """The settings that `as_plain` gave, read back from a file that may have been edited.
 
         Raises TypeError unless `plain` has the fields and no others, each of its type and in its
         range. Those with a default may be missing: older runs did not record them.
@@ -90,7 +90,7 @@ class Settings(Recipe):
         return settings
 
     def difference(self, other: "Settings", done: int) -> tuple[str, object, object] | None:
-        """Name and both values of the first setting that keeps `other` from going on as `self`.
+        """Name and both values of the first setting that keeps `other` from continuing `self`.
 
         After `done` epochs. More of them go on from the last one. The test policy does not touch
         the weights; but while there are epochs to come, all records are to be of the same one.
@@ -110,7 +110,7 @@ def task_settings(
     mean_std: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     source_sha256: str,
 ) -> Settings:
-    """The recipe with what is the task's own; 0 for options that this kind of method does not read.
+    """The recipe and the task's own values; 0 for options that this kind of method does not use.
 
     `kind`: see methods/registry.py; `mean_std` by task.
     """

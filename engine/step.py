@@ -22,7 +22,7 @@ from runtime.distributed import ALONE, Group
 from runtime.errors import SpotTuneError
 from runtime.randomness import generator
 
-SHOWN_IMAGES = 8  # of a batch that went wrong
+SHOWN_IMAGES = 8  # of a batch whose loss is not finite
 REMEDY = "Try a smaller --lr, or --precision fp32"
 
 
@@ -35,7 +35,7 @@ class NotFiniteError(ArithmeticError):
     """A loss of nan or infinity."""
 
 
-# Cross-entropy and penalty in nats, scores N x K, and decisions N x L where there are any.
+# Cross-entropy and penalty in nats, scores N x K, and decisions N x L, if any.
 Forward = tuple[Tensor, Tensor | float, Tensor, Tensor | None]
 
 
@@ -199,7 +199,7 @@ def num_steps(num_images: int, batch_size: int) -> int:
 def train_epoch(
     trainer: Trainer, data: TaskData, seed: tuple[int | str, ...], label: str, sums: EpochSums
 ) -> Iterator[None]:
-    """One pass over the shuffled images; the same `seed`, (seed, task, epoch), the same pass.
+    """One pass over the shuffled images; the same `seed` (seed, task, epoch) gives the same pass.
 
     It begins where `sums` ends, adds to it, and yields after each step: then the caller may save
     or leave. Raises SpotTuneError, naming the images, if a loss is not finite.

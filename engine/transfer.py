@@ -34,7 +34,7 @@ from weights.source_weights import SourceWeights
 
 @dataclass(frozen=True)
 class Workspace:
-    """What all tasks of a run share: where things lie, and what computes."""
+    """What all tasks of a run share: folders, means, device and pace."""
 
     folders: DataFolders
     ckpdir: Path
@@ -51,7 +51,7 @@ class Workspace:
         return TaskData(images, view, mean_std, self.compute.device)
 
     def has(self, task: DecathlonTask, splits: Sequence[str]) -> bool:
-        """Whether the task's images and annotations are there at all."""
+        """Whether the task's images and annotations exist."""
         files = [annotation_file(self.folders.imdbdir, task.name, split) for split in splits]
         return self.folders.images_of(task.name).is_dir() and all(file.is_file() for file in files)
 
@@ -117,7 +117,7 @@ def refuse_adopted(path: Path) -> None:
 def adopt_source(
     space: Workspace, recipe: Recipe, weights: SourceWeights, found: Latest | None, wanted: bool
 ) -> list[dict]:
-    """Put pretrained weights into --ckpdir, where the submit scripts look for imagenet12's.
+    """Put pretrained weights into --ckpdir, where the submit scripts look for them.
 
     They are evaluated on val once, if that is `wanted` and the images are there. `found`: what lies
     in --ckpdir already.
@@ -129,7 +129,7 @@ def adopt_source(
     if found is not None and not found.damage and not wanted:
         check_same_source(found, weights)
         return found.checkpoint.history
-    # Tasks that start side by side adopt the same weights: the first does, the others wait.
+    # Tasks that start side by side adopt the same weights: the first one does it, the others wait.
     with claimed(run.folder, patient=True):
         found = Checkpoint.latest(run.path)
         if found is not None:
@@ -149,7 +149,7 @@ def adopt_source(
 
 
 def saw_the_same(ours: Settings, others: Settings) -> bool:
-    """Whether evaluations under both see the same pixels, so that one figure serves both."""
+    """Whether evaluations under both settings see the same pixels, and so give the same figure."""
     names = ("resize", "mean", "std")
     return all(getattr(ours, name) == getattr(others, name) for name in names)
 
@@ -188,7 +188,7 @@ def train_task(
     recipe: Recipe,
     weights: SourceWeights | None,
 ) -> list[dict]:
-    """Data, initial weights and training of one task, held by this process; its history.
+    """Load data, initialise and train one task, whose folder this process holds; its history.
 
     `kind` of method: see methods/registry.py. Without `weights` it starts from random ones.
     """

@@ -150,8 +150,8 @@ def network_in(saved: object) -> object:
 def named_parts(net: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Parameters and buffers by full name, modules in their order.
 
-    Also None for each module, and for what it lacks (the bias of a convolution), so that whoever
-    counts the parts bounds the work where a module stands in many places, or in itself.
+    Also None for each module, and for what it lacks (the bias of a convolution): by counting the
+    parts the caller bounds the work, even if a module contains itself.
     """
     if type(net) is dict:
         yield from net.items()
