@@ -12,6 +12,7 @@ DEMO_SIZE = --resize 40 --crop 32 --width 8 --batch_size 16
 
 # The file is made last, so that a broken installation is started anew.
 $(VENV)/installed: requirements.txt
+	@test ! -L $(VENV) || { echo "error: $(VENV) is a link; remove it, or name another VENV" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet -r requirements.txt

@@ -21,30 +21,18 @@ from runtime.files import check_place, write_whole
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser("Score answers to the Visual Decathlon, for any split whose labels you have.")
     parser.epilog = f"The {PUBLIC_LABELS}."
-    parser.add_argument(
-        "results",
-        nargs="?",
-        type=Path,
-        help="the answers, or a .zip that holds them as results.json; unset: "
-        "results.json in a folder named as the split, where submit_*.py write",
-    )
-    parser.add_argument(
-        "--annotations",
-        type=Path,
-        default=Path("data/decathlon-1.0/annotations"),
-        metavar="FOLDER_OR_ZIP",
-        help="holds the labels, <task>_<split>.json",
-    )
-    parser.add_argument("--split", choices=SPLITS[1:], default="val", help="what was answered")
-    parser.add_argument(
-        "--tasks",
-        nargs="+",
-        metavar="TASK",
-        choices=list(TASK_BY_NAME),
-        default=list(TASK_BY_NAME),
-        help="score only these, any of %(choices)s; unset: all",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    add = parser.add_argument
+    # fmt: off
+    add("results", nargs="?", type=Path,
+        help="the answers, or a .zip that holds them as results.json; unset: results.json in a "
+             "folder named as the split, where submit_*.py write")
+    add("--annotations", type=Path, default=Path("data/decathlon-1.0/annotations"),
+        metavar="FOLDER_OR_ZIP", help="holds the labels, <task>_<split>.json")
+    add("--split", choices=SPLITS[1:], default="val", help="what was answered")
+    add("--tasks", nargs="+", metavar="TASK", choices=list(TASK_BY_NAME),
+        default=list(TASK_BY_NAME), help="score only these, any of %(choices)s; unset: all")
+    add("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    # fmt: on
     return parser.parse_args(argv)
 
 

@@ -10,7 +10,6 @@ import json
 import os
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,79 +29,53 @@ from runtime.files import write_whole
 from runtime.progress import say
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is to be predicted, and how."""
-
-    split: str  # "val" or "test"
-    folders: DataFolders
-    ckpdir: Path
-    policy: str | None  # None: each method's own
-    seed: int
-    batch_size: int
-    compact: bool  # Global-k's compact networks
-
-    def path(self, task: DecathlonTask) -> Path:
-        """The checkpoint to predict a task with; the source has no compact one."""
-        of = compact_file if self.compact and task is not SOURCE else checkpoint_file
-        return of(self.ckpdir, task.name)
-
-
 def submit(split: str, description: str, argv: Sequence[str] | None) -> None:
-    """The straight path of both scripts, from arguments to results.json."""
+    """The straight path of both scripts, from arguments to results.json; `split`: val or test."""
     args = parse_args(split, description, argv)
     check_output(args.out, args.zip)
     compute = choose_compute(args.device, args.precision)
-    request = Request(
-        split=split,
-        folders=data_folders(args.datadir, args.imdbdir, args.cachedir),
-        ckpdir=args.ckpdir,
-        policy=args.policy,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        compact=args.compact,
-    )
+    folders = data_folders(args.datadir, args.imdbdir, args.cachedir)
     say(f"predicting {split} with the networks in {args.ckpdir}, on {describe(compute)}")
     answers, missing = [], []
     for task in TASKS:
-        try:
-            check_is_there(task, request, args.tasks)
-            answers += predict_task(task, request, compute)
-        except TaskMissingError as reason:
-            missing.append(f"{task.name}: {reason}")
+        named = compact_file if args.compact and task is not SOURCE else checkpoint_file
+        path = named(args.ckpdir, task.name)  # the source has no compact network
+        needed = (path, annotation_file(folders.imdbdir, task.name, split))
+        lacking = [p for p in (*needed, folders.images_of(task.name)) if not p.exists()]
+        if task.name not in args.tasks:
+            missing.append(f"{task.name}: left out with --tasks")
+        elif lacking:
+            missing.append(f"{task.name}: no {lacking[0]}")
+        else:
+            answers += predict_task(
+                task, split, path, folders, compute, args.batch_size, args.policy, args.seed
+            )
     for line in missing:
         say(f"missing  {line}; that costs up to {MOST_POINTS} points")
     if not answers:
         raise SpotTuneError(f"no task could be predicted, so {args.out} was not written")
     write_answers(answers, args.out, args.zip)
-    num_answered = len(TASKS) - len(missing)
-    advice = f"; score them with `python score.py {args.out}`"
+    advice = f"score them with `python score.py {args.out}`"
     if split == "test":
         packed = args.out.with_suffix(".zip") if args.zip else "it, packed with --zip,"
-        advice = f"; upload {packed} to the challenge's server"
-    say(f"{args.out}: {len(answers):,} answers for {num_answered} of {len(TASKS)} tasks{advice}")
+        advice = f"upload {packed} to the challenge's server"
+    answered = f"{len(TASKS) - len(missing)} of {len(TASKS)} tasks"
+    say(f"{args.out}: {len(answers):,} answers for {answered}; {advice}")
 
 
 def parse_args(split: str, description: str, argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description)
     add_data_arguments(parser)
     add_compute_arguments(parser)
-    parser.add_argument("--batch_size", type=positive_int, default=128, help="images per step")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(split) / "results.json",
-        metavar="FILE",
-        help="what to write",
-    )
-    parser.add_argument(
-        "--compact",
-        action="store_true",
-        help="predict with compact.safetensors, what Global-k leaves of each target's network",
-    )
-    parser.add_argument(
-        "--zip", action="store_true", help="also pack it beside itself, as the server takes it"
-    )
+    # fmt: off
+    add = parser.add_argument
+    add("--batch_size", type=positive_int, default=128, help="images per step")
+    add("--out", type=Path, default=Path(split) / "results.json", metavar="FILE",
+        help="what to write")
+    add("--compact", action="store_true",
+        help="predict with compact.safetensors, what Global-k leaves of each target's network")
+    add("--zip", action="store_true", help="also pack it beside itself, as the server takes it")
+    # fmt: on
     return parser.parse_args(argv)
 
 
@@ -115,60 +88,51 @@ def check_output(path: Path, zipped: bool) -> None:
         raise SpotTuneError(f"--out {path}: expected the name of a file such as results.json")
 
 
-class TaskMissingError(Exception):
-    """Why a task cannot be predicted; the others still can."""
+def predict_task(
+    task: DecathlonTask,
+    split: str,
+    path: Path,
+    folders: DataFolders,
+    compute: Compute,
+    batch_size: int,
+    policy: str | None,
+    seed: int,
+) -> list[dict[str, int]]:
+    """One answer of the checkpoint in `path` for every image, in the annotations' order.
 
-
-def check_is_there(task: DecathlonTask, request: Request, wanted: Sequence[str]) -> None:
-    """Raise TaskMissingError unless the task is wanted and its network and images are there."""
-    annotations = annotation_file(request.folders.imdbdir, task.name, request.split)
-    if task.name not in wanted:
-        raise TaskMissingError("left out with --tasks")
-    for path in (
-        request.path(task),
-        annotations,
-        request.folders.images_of(task.name),
-    ):
-        if not path.exists():
-            raise TaskMissingError(f"no {path}")
-
-
-def predict_task(task: DecathlonTask, request: Request, compute: Compute) -> list[dict[str, int]]:
-    """One answer for every image of the split, in the annotations' order."""
-    path = request.path(task)
+    `policy` None: the method's own.
+    """
     checkpoint = Checkpoint.load(path)
     if checkpoint.task != task.name:
         raise SpotTuneError(f"{path}: is of {checkpoint.task}; expected {task.name}")
     settings = checkpoint.settings
-    images = load_images(task, [request.split], request.folders, settings.resize)
+    images = load_images(task, [split], folders, settings.resize)
     check_categories(task.name, checkpoint.categories, images.categories.tolist())
     method = checkpoint.network(path)
     method.to(compute.device, memory_format=torch.channels_last)
 
     view = view_of(task, images, settings.resize, settings.crop, training=False)
     data = TaskData(images, view, (settings.mean, settings.std), compute.device)
-    seed = (request.seed, task.name, request.split)
-    policy = choose_policy(method.policies, request.policy)
-    predictions = predict(method, data, request.batch_size, policy, seed, compute, task.name)
-    say(f"{task.name}: {len(images):,} images{remark(checkpoint, request.split)}")
-    category_ids = images.categories[predictions.labels]
+    policy = choose_policy(method.policies, policy)
+    predictions = predict(
+        method, data, batch_size, policy, (seed, task.name, split), compute, task.name
+    )
+    say(f"{task.name}: {len(images):,} images{remark(checkpoint, split)}")
+    image_ids = images.image_ids.tolist()
+    category_ids = images.categories[predictions.labels].tolist()
     return [
-        {"image_id": image_id, "category_id": category_id}
-        for image_id, category_id in zip(
-            images.image_ids.tolist(), category_ids.tolist(), strict=True
-        )
+        {"image_id": image, "category_id": category}
+        for image, category in zip(image_ids, category_ids, strict=True)
     ]
 
 
 def remark(checkpoint: Checkpoint, split: str) -> str:
     """What a reader should know about a network before trusting its answers."""
     done, planned = len(checkpoint.history), checkpoint.settings.epochs
-    remarks = []
-    if done < planned:
-        remarks.append(f"training stopped after {done} of {planned} epochs")
+    found = f"; training stopped after {done} of {planned} epochs" if done < planned else ""
     if split == "val" and done and checkpoint.history[-1]["val_seen_in_training"]:
-        remarks.append("trained on train and val, so these images were seen in training")
-    return "".join(f"; {text}" for text in remarks)
+        found += "; trained on train and val, so these images were seen in training"
+    return found
 
 
 def write_answers(answers: list[dict[str, int]], path: Path, zipped: bool) -> None:

@@ -12,10 +12,9 @@ The mean is over the tasks that were answered at all. In S a task without answer
 A task without labels is not scored. Accuracies are in percent; a task is worth 0 to 1000 points.
 """
 
-import reprlib
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -39,13 +38,13 @@ HEADS = ["ImNt", "Airc", "C100", "DPed", "DTD", "GTSR", "Flwr", "OGlt", "SVHN", 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task's counts, and for each kind of problem the images that have it, as text."""
+    """One task's counts, and the ids of the images that have each kind of problem."""
 
     task: DecathlonTask
     classes: int
     images: int
     correct: int
-    problems: Mapping[str, Sequence[str]]
+    problems: Mapping[str, Sequence[int]]
 
     @property
     def is_answered(self) -> bool:
@@ -92,16 +91,27 @@ class Report:
             f"S over {len(self.results)} of {len(TASKS)}"
         )
 
+    @property
+    def problems(self) -> list[str]:
+        """The first few images of each kind of problem in each task."""
+        return [
+            f"{result.task.name}, {kind}: {_first_few(ids)}"
+            for result in self.results
+            for kind, ids in result.problems.items()
+            if ids
+        ]
+
 
 def score(
     answers: Answers, labels: Mapping[str, Labels], split: str, tasks: Sequence[str]
 ) -> Report:
     """Compare the answers with the labels, by task; `tasks` are those that were asked for."""
-    unknown: dict[str, list[int]] = {}
+    unknown: dict[str, list[int]] = {}  # by the task whose number an id carries, or "no task"
     for image in answers.keys() - {image for one in labels.values() for image in one.by_image}:
-        unknown.setdefault(_owner(image), []).append(image)
+        owner = next((task.name for task in TASKS if task.owns(image)), "no task")
+        unknown.setdefault(owner, []).append(image)
     results = [
-        _score_task(TASK_BY_NAME[name], one, answers, unknown.get(name, []))
+        score_task(TASK_BY_NAME[name], one, answers, sorted(unknown.get(name, [])))
         for name, one in labels.items()
     ]
     notes = [
@@ -113,29 +123,22 @@ def score(
     return Report(split, results, notes)
 
 
-def _owner(any_id: int) -> str:
-    """The name of the task whose number an image or category id carries, or "no task"."""
-    return next((task.name for task in TASKS if task.owns(any_id)), "no task")
-
-
-def _score_task(
-    task: DecathlonTask, labels: Labels, answers: Answers, unknown: Iterable[int]
+def score_task(
+    task: DecathlonTask, labels: Labels, answers: Answers, unknown: Sequence[int]
 ) -> TaskResult:
     """Count right answers and name the problems; `unknown` are ids of the task without a label."""
-    given = {image: answers.get(image, []) for image in labels.by_image}
-    foreign = {image: set(own) - labels.categories for image, own in given.items()}
-    problems = {
-        "missing": [f"{image}" for image, own in given.items() if not own],
-        "doubled": [f"{image} ({len(own)} times)" for image, own in given.items() if len(own) > 1],
-        "foreign": [
-            f"{image} (given {reprlib.repr(min(wrong))} of {_owner(min(wrong))})"
-            for image, wrong in foreign.items()
-            if wrong
-        ],
-        "unknown": [f"{image}" for image in sorted(unknown)],
-    }
-    correct = sum(given[image] == [category] for image, category in labels.by_image.items())
-    return TaskResult(task, len(labels.categories), len(given), correct, problems)
+    correct, missing, doubled, foreign = 0, [], [], []
+    for image, category in labels.by_image.items():
+        given = answers.get(image, [])
+        if not given:
+            missing.append(image)
+        elif len(given) > 1:
+            doubled.append(image)
+        elif given[0] not in labels.categories:
+            foreign.append(image)
+        correct += given == [category]
+    problems = {"missing": missing, "doubled": doubled, "foreign": foreign, "unknown": unknown}
+    return TaskResult(task, len(labels.categories), len(labels.by_image), correct, problems)
 
 
 # Notes.
@@ -143,7 +146,7 @@ def _score_task(
 
 def _split_notes(
     answers: Answers, unknown: Mapping[str, Sequence[int]], split: str
-) -> Iterable[str]:
+) -> Iterator[str]:
     """A hint when nearly all answers are to unknown images, and most of those to another split's.
 
     Ids tell their split where the running index stays under 100,000: not in imagenet12.
@@ -162,35 +165,32 @@ def _coverage_notes(
     unknown: Mapping[str, Sequence[int]],
     split: str,
     tasks: Sequence[str],
-) -> Iterable[str]:
+) -> Iterator[str]:
     """Which tasks are not answered or not scored, and which image ids are of no task at all."""
-    scored = {result.task.name: result for result in results}
-    if unanswered := [name for name, result in scored.items() if not result.is_answered]:
+    if unanswered := [result.task.name for result in results if not result.is_answered]:
         yield (
             f"NOT ANSWERED: {', '.join(unanswered)}. They count 0 points in S and are left out "
             f"of the mean."
         )
-    unlabelled = [name for name in tasks if name not in scored]
+    scored = [result.task.name for result in results]
     for names, reason in (
-        (unlabelled, f"there is no <task>_{split}.json with labels for"),
+        (tasks, f"there is no <task>_{split}.json with labels for"),
         ([task.name for task in TASKS if task.name not in tasks], "left out with --tasks:"),
     ):
-        if names:
+        if names := [name for name in names if name not in scored]:
             answered = sum(len(unknown.get(name, [])) for name in names)
             yield f"NOT SCORED, {reason} {', '.join(names)} ({answered:,} images answered)."
-    if len(scored) < len(TASKS):
-        yield f"Your S is of {len(scored)} of {len(TASKS)} tasks, the published one of all."
     if strays := unknown.get("no task"):
-        some = reprlib.repr(sorted(strays))
+        some = _first_few(sorted(strays))
         yield f"Answered image ids that carry the number of no task, {len(strays):,}: {some}"
 
 
-def _likeness_notes(results: Iterable[TaskResult], split: str) -> Iterable[str]:
+def _likeness_notes(results: Sequence[TaskResult], split: str) -> Iterator[str]:
     """Why a comparison with published rows is not like for like."""
     reasons = ["yours are on val, not on test"] if split == "val" else []
     for result in results:
         task = result.task
-        official = {"val": task.num_val, "test": task.num_test}[split]
+        official = task.num_val if split == "val" else task.num_test
         if (result.images, result.classes) != (official, task.num_classes):
             reasons.append(
                 f"{task.name} has {result.images:,} images, {result.classes:,} classes "
@@ -205,8 +205,9 @@ def _likeness_notes(results: Iterable[TaskResult], split: str) -> Iterable[str]:
 
 def as_text(report: Report) -> str:
     """The tables and notes to print."""
-    notes = [_wrapped(note) for note in report.notes]
-    parts = [_task_table(report), _problem_lines(report), _published_table(report), notes]
+    form = {"width": 100, "subsequent_indent": "  ", "break_on_hyphens": False}
+    notes = [textwrap.fill(f"- {note}", **form) for note in report.notes]
+    parts = [_task_table(report), report.problems, _published_table(report), notes]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -218,7 +219,7 @@ def as_record(report: Report) -> dict[str, object]:
             "correct": result.correct,
             "accuracy": result.accuracy,
             "points": result.points,
-            **{kind: len(named) for kind, named in result.problems.items()},
+            **{kind: len(images) for kind, images in result.problems.items()},
         }
         for result in report.results
     }
@@ -229,20 +230,15 @@ def as_record(report: Report) -> dict[str, object]:
         "mean": report.mean,
         "score": report.score,
         "tasks": tasks,
-        "problems": _problem_lines(report),
-        "published": [vars(row) | {"mean": row.mean} for row in PUBLISHED],
+        "problems": report.problems,
         "notes": report.notes,
     }
-
-
-def _wrapped(note: str) -> str:
-    return textwrap.fill(f"- {note}", 100, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _task_table(report: Report) -> list[str]:
     lines = [f"{'task':<14}{'images':>8}{'correct':>9}{'accuracy %':>12}{'points':>9}  problems"]
     for result in report.results:
-        counts = [f"{len(named):,} {kind}" for kind, named in result.problems.items() if named]
+        counts = [f"{len(images):,} {kind}" for kind, images in result.problems.items() if images]
         remark = (", ".join(counts) or "-") if result.is_answered else "not answered"
         lines.append(
             f"{result.task.name:<14}{result.images:>8,}{result.correct:>9,}"
@@ -252,18 +248,12 @@ def _task_table(report: Report) -> list[str]:
     return [*lines, last.rstrip()]
 
 
+def _first_few(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:3])) + (", ..." if len(ids) > 3 else "")
+
+
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def _problem_lines(report: Report) -> list[str]:
-    """The first few images of each kind of problem, by id."""
-    return [
-        f"{result.task.name}, {kind}: {', '.join(named[:3])}{', ...' if len(named) > 3 else ''}"
-        for result in report.results
-        for kind, named in result.problems.items()
-        if named
-    ]
 
 
 def _published_table(report: Report) -> list[str]:

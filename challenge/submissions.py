@@ -42,16 +42,20 @@ def read_answers(path: Path) -> Answers:
         raise SpotTuneError(
             f"{path}: no results.json found; submit_val.py and submit_test.py write one"
         )
-    document = _parse_json(data, path)
-    if not isinstance(document, list) or not document:
-        raise SpotTuneError(
-            f'{path}: expected a list of {{"image_id": whole number, "category_id": whole number}}'
-            f", found {brief(reprlib.repr(document))}"
-        )
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:  # broken JSON, broken UTF-8, endless numbers
+        raise SpotTuneError(f"{path}: not readable as JSON ({brief(error)})") from None
     answers: dict[int, list[int]] = {}
-    for row in document:
-        image, category = _integer(row, "image_id", path), _integer(row, "category_id", path)
-        answers.setdefault(image, []).append(category)
+    for row in document if isinstance(document, list) and document else [document]:
+        known = row if isinstance(row, dict) else {}
+        ids = [known.get(key) for key in ("image_id", "category_id")]
+        if not all(type(one) is int and abs(one) <= LARGEST_ID for one in ids):  # True is no id
+            raise SpotTuneError(
+                f'{path}: expected a list of {{"image_id": whole number, "category_id": whole '
+                f"number}}, found {brief(reprlib.repr(row))}"
+            )
+        answers.setdefault(ids[0], []).append(ids[1])
     return answers
 
 
@@ -72,7 +76,14 @@ def read_labels(source: Path, split: str, tasks: Iterable[str]) -> dict[str, Lab
     return labels
 
 
-# Files and zips.
+def _labels(data: bytes, where: object) -> Labels | None:
+    """The labels of one annotation file, or None if it has no annotations."""
+    found = parse_annotations(data, where)
+    if (found.labels == UNLABELLED).all():
+        return None
+    right = found.categories[found.labels].tolist()
+    by_image = dict(zip(found.image_ids.tolist(), right, strict=True))
+    return Labels(frozenset(found.categories.tolist()), by_image)
 
 
 def _read_named(source: Path, names: Iterable[str]) -> dict[str, bytes]:
@@ -118,32 +129,3 @@ def _check_size(size: int, where: object) -> None:
             f"{where}: {size:,} bytes, where no file of the Decathlon needs more than "
             f"{MAX_BYTES:,}; is this the right file?"
         )
-
-
-# JSON.
-
-
-def _parse_json(data: bytes, where: object) -> object:
-    try:
-        return json.loads(data)
-    except RecursionError:
-        raise SpotTuneError(f"{where}: nested too deeply; is this the right file?") from None
-    except ValueError as error:  # broken JSON, broken UTF-8, numbers of thousands of digits
-        raise SpotTuneError(f"{where}: not readable as JSON ({error})") from None
-
-
-def _integer(row: object, key: str, where: object) -> int:
-    value = row.get(key) if isinstance(row, dict) else None
-    if type(value) is not int or abs(value) > LARGEST_ID:  # for isinstance, True is an int too
-        raise SpotTuneError(f'{where}: no whole number "{key}" in {brief(reprlib.repr(row))}')
-    return value
-
-
-def _labels(data: bytes, where: object) -> Labels | None:
-    """The labels of one annotation file, or None if it has no annotations."""
-    found = parse_annotations(data, where)
-    if (found.labels == UNLABELLED).all():
-        return None
-    right = found.categories[found.labels].tolist()
-    by_image = dict(zip(found.image_ids.tolist(), right, strict=True))
-    return Labels(frozenset(found.categories.tolist()), by_image)

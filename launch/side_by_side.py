@@ -22,8 +22,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO
 
 import numpy as np
@@ -118,20 +118,12 @@ def longest_first(
     return sorted((task for task in tasks if task is not SOURCE), key=pixels_left, reverse=True)
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Heights and widths of images in pixels."""
-
-    heights: np.ndarray
-    widths: np.ndarray
-
-
 def official_view(task: DecathlonTask, resize: int, crop: int, training: bool = True) -> View:
     """What the network sees of an official image, without a look at one.
 
     Only daimlerpedcls is not cropped: its images are twice as high as wide.
     """
-    sizes = Sizes(np.array([2 * resize]), np.array([resize]))
+    sizes = SimpleNamespace(heights=np.array([2 * resize]), widths=np.array([resize]))
     return view_of(task, sizes, resize, crop, training)
 
 

@@ -81,13 +81,8 @@ def handle_stops(handler: Callable[[int, object], None]) -> dict[int, object]:
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
-    # torchrun forwards SIGHUP even under nohup, and kills its processes 30 seconds later.
-    heeds_all = "TORCHELASTIC_RUN_ID" in os.environ
-    return {
-        number: signal.signal(number, handler)
-        for number in STOP_SIGNALS
-        if heeds_all or signal.getsignal(number) != signal.SIG_IGN
-    }
+    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in heeded}
 
 
 @contextmanager

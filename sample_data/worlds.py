@@ -64,12 +64,12 @@ def texture(kind: int, rng: Rng) -> np.ndarray:
 
 def draw_imagenet12(kind: int, draw: ImageDraw, rng: Rng) -> Image.Image:
     """Polygons and stars with a texture; their colour alone must not tell them apart."""
-    hue = kind_hue(kind, rng) if rng.random() < 0.4 else rng.random()
+    hue = kind_hue(kind, rng) if rng.random() < 0.5 else rng.random()
     dark = hsv(hue + 0.08, rng.uniform(0.3, 0.8), rng.uniform(0.05, 0.3))
     skin = mixture(texture(kind, rng), dark, hsv(hue, rng.uniform(0.1, 0.9), 0.97))
-    corners, inner = 3 + kind % 5, (0.9, 0.5, 0.7)[kind % 3]
-    angles = np.arange(2 * corners) * np.pi / corners - np.pi / 2 + rng.uniform(-0.4, 0.4)
-    radii = rng.uniform(38, 48) * np.array([1, inner] * corners)
+    corners, inner = 3 + kind % 5, (0.9, 0.5)[kind // len(TEXTURES)]
+    angles = np.arange(2 * corners) * np.pi / corners - np.pi / 2 + rng.uniform(-0.2, 0.2)
+    radii = rng.uniform(42, 50) * np.array([1, inner] * corners)
     mask = Image.new("L", (SIDE, SIDE))
     outline = 50 + radii * np.stack([np.cos(angles), np.sin(angles)])
     Draw(mask).polygon(outline.T.flatten().tolist(), 255)

@@ -88,7 +88,7 @@ def _saved_by_torch(path: Path) -> dict[str, Tensor]:
     """A state dict, bare or under "net"."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, *MISFITS) as error:
+    except (RuntimeError, OSError, AssertionError, MemoryError, *MISFITS) as error:
         raise SpotTuneError(
             f"{path}: torch.load(weights_only=True) cannot read it: it is damaged, or holds more "
             f"than tensors. Save the network's state_dict() instead, or name another file"
@@ -99,10 +99,14 @@ def _saved_by_torch(path: Path) -> dict[str, Tensor]:
             f"read. Train the source again, or name another file"
         )
     weights = network_in(saved)
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+    if not isinstance(weights, dict) or not all(map(_is_plain_tensor, weights.values())):
         found = list(saved)[:4] if isinstance(saved, dict) else f"a {type(saved).__name__}"
         raise SpotTuneError(f"{path}: found {brief(found)} instead of tensors by name, {EXPECTED}")
     return weights
+
+
+def _is_plain_tensor(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided
 
 
 def _from_safetensors(path: Path) -> dict[str, Tensor]:

@@ -165,16 +165,13 @@ def test_failed_tasks_are_named_with_their_logs_and_those_that_never_started(sub
 # --- How a node runs its part --------------------------------------------------------------------
 
 
-def test_one_process_needs_no_torchrun():
-    command = launch_command(["main.py", "--seed", "1"], 1, ["n1"], own=0, job=7)
-    assert command == [sys.executable, "main.py", "--seed", "1"]
-
-
-def test_several_processes_of_one_machine_are_started_once_by_torchrun():
-    command = launch_command(["main.py", "--seed", "1"], 4, ["n1"], own=0, job=7)
+def test_one_process_needs_no_torchrun_and_several_of_one_machine_are_started_once_by_it():
+    program = ["main.py", "--seed", "1"]
+    assert launch_command(program, 1, ["n1"], own=0, job=7) == [sys.executable, *program]
+    command = launch_command(program, 4, ["n1"], own=0, job=7)
     assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
     assert {"--max-restarts=0", "--nnodes=1", "--nproc_per_node=4", "--standalone"} < set(command)
-    assert command[-3:] == ["main.py", "--seed", "1"]
+    assert command[-3:] == program
 
 
 @pytest.mark.parametrize(("own", "is_host"), [(0, 1), (1, 0)])

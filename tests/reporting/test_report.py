@@ -191,6 +191,7 @@ def test_test_scores_as_published_share_a_table_with_published_rows(tmp_path):
     assert table["SpotTune (paper) (published)"]["S"] == "3612"
     assert "The test accuracies were measured as the published ones were." in markdown
     assert "Not comparable" not in markdown
+    assert "## Published figures" not in markdown
 
 
 def test_drawn_decisions_as_in_the_released_code_share_it_too(tmp_path):

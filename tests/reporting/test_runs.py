@@ -130,6 +130,7 @@ def test_networks_of_other_depth_do_not_share_a_table(tmp_path):
         ({"lr": 0.01}, "learning rate: 0.01 (released code: 0.1)"),
         ({"precision": "bf16"}, "precision: bf16 (released code: fp32)"),
         ({"weight_decay": 0.1}, "weight decay on dtd: 0.1 (released code: 0)"),
+        ({"lr_agent": 0.5}, None),  # of no network
         ({"method": "spottune", "lr_agent": 0.1}, "learning rate of the policy network: 0.1"),
         ({"method": "spottune"}, "decisions at test time: argmax (released code: sample)"),
         ({"method": "spottune", "policy": "sample"}, None),

@@ -72,7 +72,7 @@ def configure(folder: Path) -> Path:
     """Write the key and the configuration; returns the latter."""
     for name in ("munge", "state"):
         (folder / name).mkdir(mode=0o755)
-    key = folder / "munge/key"
+    key = folder / "munge/key-file"
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o600)
     host = socket.gethostname()
@@ -88,9 +88,8 @@ def configure(folder: Path) -> Path:
 
 def daemons(folder: Path, conf: Path) -> list[list[str]]:
     """The commands that start them, none of which goes into the background."""
-    names = {"socket": "socket", "key-file": "key", "log-file": "log", "pid-file": "pid"}
-    names["seed-file"] = "seed"
-    places = [f"--{flag}={folder}/munge/{name}" for flag, name in names.items()]
+    flags = ("socket", "key-file", "log-file", "pid-file", "seed-file")
+    places = [f"--{flag}={folder}/munge/{flag}" for flag in flags]
     return [
         ["munged", "--foreground", "--force", *places],
         ["slurmctld", "-D", "-f", str(conf)],
@@ -135,12 +134,7 @@ def wait_for_nodes(folder: Path, environment: dict[str, str]) -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         return done.stdout.split().count("idle") == len(NODES)
 
-    try:
-        wait_until(all_idle, 60, "idle nodes")
-    except TimeoutError as error:
-        logs = [*folder.glob("*.out"), *folder.glob("*.log")]
-        tails = [f"{log.name}: {log.read_text()[-600:]}" for log in logs]
-        raise RuntimeError("SLURM does not start:\n" + "\n".join(tails)) from error
+    wait_until(all_idle, 60, f"idle nodes; see the logs in {folder}")
 
 
 def wait_until(holds, seconds: float, what: str) -> None:

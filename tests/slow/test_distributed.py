@@ -17,11 +17,11 @@ from decathlon import SOURCE
 from engine.checkpoints import Checkpoint, checkpoint_file
 from engine.fit import Pace
 from engine.transfer import Workspace
-from image_cache.orders import training_order
 from image_cache.packed import DataFolders
 from methods.registry import build_method
 from models.resnet26 import resnet26
 from runtime.devices import Compute
+from runtime.distributed import ALONE
 from runtime.randomness import seeded_initialisation
 
 FLAGS = [*SMALL, "--tasks", SOURCE.name, "--pretrained", "none", "--train_split", "train"]
@@ -81,9 +81,9 @@ def by_hand(root, settings):
     momenta = [torch.zeros_like(p) for p in method.parameters()]
     losses = []
     for epoch in range(2):
-        order = training_order(data.images, data.view, 0, SOURCE.name, epoch)
         epoch_losses = []
-        for _, images, labels in data.on_device(order, 8, torch.device("cpu"), ""):
+        for batch in data.training_batches(8, (0, SOURCE.name, epoch), "", 0, ALONE):
+            images, labels = batch.images_N3HW, batch.labels_N
             gradients = [torch.zeros_like(p) for p in method.parameters()]
             for rank in (1, 0):  # the first last, so that running statistics are those of it
                 running = {n: b.clone() for n, b in method.named_buffers()}

@@ -1,12 +1,12 @@
 """The Decathlon on a real SLURM: dependencies, preemption, requeueing, failure, two nodes."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import REPOSITORY, SMALL, run_script
 from private_slurm import squeue, started, wait_until, what_is_missing
 
@@ -49,41 +49,31 @@ def undisturbed(decathlon_root, tmp_path_factory):
     return ckpdir
 
 
-class Follower:
-    """`cluster.py --wait` in the background."""
-
-    def __init__(self, folder, argv):
-        self.output = folder / "said.txt"
-        command = [sys.executable, str(REPOSITORY / "cluster.py"), *ON_SLURM, "--wait", *argv]
-        with self.output.open("w") as stream:
-            self.process = subprocess.Popen(command, stdout=stream, stderr=stream, cwd=folder)
-
-    def job_of(self, task):
-        """The number under which the task was submitted."""
-        lines = [line for line in self.said() if line.startswith(f"{task}: job ")]
-        return lines[0].split()[2].rstrip(",") if lines else None
-
-    def said(self):
-        return self.output.read_text().splitlines()
-
-    def ended(self):
-        """The exit status."""
-        return self.process.wait(300)
-
-
 @pytest.fixture
 def follow(tmp_path):
-    """Starts a Follower that does not outlive its test."""
-    followers = []
+    """Starts `cluster.py --wait` in the background; it does not outlive its test."""
+    processes = []
 
     def start(*argv):
-        followers.append(Follower(tmp_path, argv))
-        return followers[-1]
+        command = [sys.executable, str(REPOSITORY / "cluster.py"), *ON_SLURM, "--wait", *argv]
+        with (tmp_path / "said.txt").open("w") as stream:
+            processes.append(subprocess.Popen(command, stdout=stream, stderr=stream, cwd=tmp_path))
+        return processes[-1]
 
     yield start
-    for follower in followers:
-        follower.process.kill()
-        follower.process.wait()
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def said(folder):
+    return (folder / "said.txt").read_text().splitlines()
+
+
+def job_of(folder, task):
+    """The number under which the task was submitted."""
+    (line,) = [line for line in said(folder) if line.startswith(f"{task}: job ")]
+    return line.split()[2].rstrip(",")
 
 
 def finished_epochs(ckpdir, task):
@@ -91,28 +81,26 @@ def finished_epochs(ckpdir, task):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def in_the_middle(follower, ckpdir, task):
+def in_the_middle(folder, task):
     """Wait until some epochs of the task are finished, and return its job."""
+    ckpdir = folder / "checkpoints"
     wait_until(lambda: finished_epochs(ckpdir, task) >= 3, 120, f"three epochs of {task}")
     assert finished_epochs(ckpdir, task) < EPOCHS
-    return follower.job_of(task)
+    return job_of(folder, task)
 
 
-def without_timing(ckpdir, task):
-    lines = (ckpdir / task / "records.jsonl").read_text().splitlines()
-    return [
-        {name: value for name, value in json.loads(line).items() if name not in TIMING_FIELDS}
-        for line in lines
-    ]
+def outcome(ckpdir, task):
+    """Weights, and records without what took how long."""
+    checkpoint = Checkpoint.load(checkpoint_file(ckpdir, task))
+    records = [{k: v for k, v in r.items() if k not in TIMING_FIELDS} for r in checkpoint.history]
+    return dict(checkpoint.weights), records
 
 
 def assert_same(ckpdir, undisturbed, task):
     """Equal weights, to the bit, and equal records."""
-    ours, theirs = (Checkpoint.load(checkpoint_file(c, task)) for c in (ckpdir, undisturbed))
-    assert ours.weights.keys() == theirs.weights.keys()
-    for name, tensor in ours.weights.items():
-        assert tensor.equal(theirs.weights[name]), (task, name)
-    assert without_timing(ckpdir, task) == without_timing(undisturbed, task)
+    (ours, our_records), (theirs, their_records) = outcome(ckpdir, task), outcome(undisturbed, task)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert our_records == their_records
 
 
 def log(ckpdir, job):
@@ -135,22 +123,22 @@ def test_preempted_and_requeued_jobs_end_with_the_bits_of_an_undisturbed_run(
     """The source by submitit's signal, one target by hand, one by a job that goes before it."""
     ckpdir = tmp_path / "checkpoints"
     follower = follow(*arguments(decathlon_root, ckpdir, "--tasks", *TASKS))
-    source = in_the_middle(follower, ckpdir, "imagenet12")
+    source = in_the_middle(tmp_path, "imagenet12")
     assert {line.split()[1] for line in squeue("%i %r") if "_" in line} == {"Dependency"}
     command("scancel", "--signal=USR2", source)
-    svhn = in_the_middle(follower, ckpdir, "svhn")
+    svhn = in_the_middle(tmp_path, "svhn")
     command("scontrol", "requeue", svhn)
-    dtd = in_the_middle(follower, ckpdir, "dtd")
+    dtd = in_the_middle(tmp_path, "dtd")
     (node,) = squeue("%N", None, f"--jobs={dtd}")
     command("sbatch", "--partition=high", f"--nodelist={node}", "--output=/dev/null", "--wrap=true")
 
-    assert follower.ended() == 0, follower.output.read_text()
+    assert follower.wait(300) == 0, said(tmp_path)
     for task, job in zip(TASKS, (source, svhn, dtd), strict=True):
         assert log(ckpdir, job).count("Starting with JobEnvironment") == 2, task
         assert f"of {EPOCHS} epochs were finished before" in printed(ckpdir, task), task
         assert "stopped; the same command goes on" in printed(ckpdir, task), task
         assert_same(ckpdir, undisturbed, task)
-    assert any(line.split()[:2] == ["dtd", str(EPOCHS)] for line in follower.said())
+    assert any(line.split()[:2] == ["dtd", str(EPOCHS)] for line in said(tmp_path))
 
 
 def test_targets_of_a_failed_source_never_start_and_all_are_named(
@@ -159,11 +147,11 @@ def test_targets_of_a_failed_source_never_start_and_all_are_named(
     ckpdir = tmp_path / "checkpoints"
     argv = arguments(decathlon_root, ckpdir, "--tasks", *TASKS, "--lr", "1e30")
     follower = follow(*argv)
-    assert follower.ended() == 1
-    error = follower.said()[-1]
+    assert follower.wait(300) == 1
+    error = said(tmp_path)[-1]
     assert error.startswith("error: 3 of 3 tasks failed: imagenet12 (see ")
     assert "svhn (never started), dtd (never started)" in error
-    assert "the loss became nan" in log(ckpdir, follower.job_of("imagenet12"))
+    assert "the loss became nan" in log(ckpdir, job_of(tmp_path, "imagenet12"))
     assert squeue("%i") == []
 
 
@@ -173,10 +161,10 @@ def test_a_cancelled_job_stays_cancelled(slurm, decathlon_root, undisturbed, tmp
     ckpdir = tmp_path / "checkpoints"
     argv = arguments(decathlon_root, ckpdir, "--tasks", "svhn", "--pretrained", str(source))
     follower = follow(*argv)
-    svhn = in_the_middle(follower, ckpdir, "svhn")
+    svhn = in_the_middle(tmp_path, "svhn")
     command("scancel", svhn)
-    assert follower.ended() == 1
-    assert "1 of 1 tasks failed: svhn (see " in follower.said()[-1]
+    assert follower.wait(300) == 1
+    assert "1 of 1 tasks failed: svhn (see " in said(tmp_path)[-1]
     assert log(ckpdir, svhn).count("Starting with JobEnvironment") == 1
     assert squeue("%i") == []
 
@@ -215,7 +203,7 @@ def test_the_source_on_two_nodes_survives_a_kill_and_preemption(
     ckpdir = tmp_path / "checkpoints"
     argv = arguments(decathlon_root, ckpdir, "--tasks", "imagenet12", "--nodes", "2")
     follower = follow(*argv)
-    job = in_the_middle(follower, ckpdir, "imagenet12")
+    job = in_the_middle(tmp_path, "imagenet12")
     before = trainers(ckpdir)
     assert len(before) == 2
     os.kill(max(before), signal.SIGKILL)
@@ -224,7 +212,7 @@ def test_the_source_on_two_nodes_survives_a_kill_and_preemption(
     wait_until(lambda: finished_epochs(ckpdir, "imagenet12") > epochs, 120, "another epoch")
     command("scancel", "--signal=USR2", job)
 
-    assert follower.ended() == 0, follower.output.read_text()
+    assert follower.wait(300) == 0, said(tmp_path)
     assert log(ckpdir, job).count("started again from its checkpoint (1 of 2)") == 2  # on both
     assert printed(ckpdir, "imagenet12").count("finished before") == 2
     assert printed(ckpdir, "imagenet12").count("stopped; the same command goes on") == 2
