@@ -1,10 +1,14 @@
 """A made-up Decathlon and trained networks that several tests share."""
 
+import json
+import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,22 +16,29 @@ import pytest
 import torch
 
 import main
+from decathlon import SOURCE
+from engine.checkpoints import Checkpoint, checkpoint_file
+from engine.records import TIMING_FIELDS
 from runtime.errors import SpotTuneError
 from runtime.locks import refuse_claimed
 from sample_data import make
+from weights.tensor_file import content_sha256
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
 
 PATIENCE = 60.0  # seconds for what takes a moment on a machine that is not busy
 
-SMALL = ["--resize", "16", "--crop", "16", "--width", "4", "--batch_size", "8", "--device", "cpu"]
+# Crops are smaller than images, so that the two are told apart.
+SMALL = ["--resize", "24", "--crop", "16", "--width", "4", "--batch_size", "4", "--device", "cpu"]
+SMALL += ["--precision", "fp32"]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Small networks are quickest on one thread, and bits are equal for equal thread counts."""
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,9 +50,12 @@ def interruptible():
 
 @pytest.fixture(scope="session")
 def decathlon_root(tmp_path_factory) -> Path:
-    """decathlon-1.0 with ten made-up tasks: 2 classes, 6 train, 2 val and 2 test images each."""
+    """decathlon-1.0 with ten made-up tasks: 3 classes, 12 train, 6 val and 6 test images each.
+
+    Two classes in daimlerpedcls, with 4 val images; six, with twice as many images, in imagenet12.
+    """
     folder = tmp_path_factory.mktemp("made_up")
-    make.main([str(folder), "--classes", "2", "--images_per_class", "6", "--side", "16"])
+    make.main([str(folder), "--classes", "3", "--images_per_class", "4", "--side", "24"])
     return folder / "decathlon-1.0"
 
 
@@ -53,16 +67,70 @@ class Trained:
     ckpdir: Path
     arguments: list[str]
 
+    @property
+    def source(self) -> Path:
+        return checkpoint_file(self.ckpdir, SOURCE.name)
+
+    def again(self, ckpdir: Path, *changes: object) -> None:
+        """Train from its source into another folder, with changed arguments."""
+        same = [*self.arguments, "--pretrained", self.source]
+        main.main([str(each) for each in (*same, "--ckpdir", ckpdir, *changes)])
+
 
 @pytest.fixture(scope="session")
 def trained(decathlon_root, tmp_path_factory) -> Trained:
-    """All ten tasks trained for two epochs on train only."""
+    """All ten tasks trained for two epochs on train only: 3 steps an epoch on a target.
+
+    The learning rate is such that networks so small come to answer more than one class.
+    """
     ckpdir = tmp_path_factory.mktemp("checkpoints")
     arguments = ["--datadir", str(decathlon_root), "--ckpdir", str(ckpdir), *SMALL]
     arguments += ["--nb_epochs", "2", "--source_epochs", "2", "--train_split", "train"]
-    arguments += ["--pretrained", "none"]
+    arguments += ["--pretrained", "none", "--lr", "0.01"]
     main.main(arguments)
     return Trained(decathlon_root, ckpdir, arguments)
+
+
+def left(ckpdir: Path, task: str = "svhn") -> Checkpoint:
+    """The checkpoint that a run left."""
+    return Checkpoint.load(checkpoint_file(ckpdir, task))
+
+
+def records(ckpdir: Path, task: str = "svhn") -> list[dict]:
+    return [json.loads(line) for line in (ckpdir / task / "records.jsonl").read_text().splitlines()]
+
+
+def outcome(ckpdir: Path, task: str = "svhn") -> str:
+    """A hash of everything that must be equal: weights, momenta, records, decisions."""
+    checkpoint = left(ckpdir, task)
+    assert records(ckpdir, task) == checkpoint.history
+    assert checkpoint.unfinished is None
+    for record in checkpoint.history:
+        for name in TIMING_FIELDS:
+            del record[name]
+    file = ckpdir / task / "decisions.json"
+    decisions = file.read_text() if file.exists() else ""
+    weights = {f"weight of {name}": tensor for name, tensor in checkpoint.weights.items()}
+    return content_sha256(f"{checkpoint.history}{decisions}", {**weights, **checkpoint.momenta})
+
+
+@contextmanager
+def limited(kind: int, amount: int):
+    """Let this process have no more of a resource, such as resource.RLIMIT_FSIZE."""
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (amount, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, before)
+
+
+def little_memory(more: int):
+    """Let this process have only so many bytes of memory more than it has."""
+    if not (status := Path("/proc/self/status")).exists():
+        pytest.skip("memory can only be limited on Linux")
+    used = int(status.read_text().split("VmData:")[1].split()[0]) * 1024
+    return limited(resource.RLIMIT_DATA, used + more)
 
 
 def run_script(

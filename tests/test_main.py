@@ -1,61 +1,37 @@
-"""The whole road of a user: train, resume, predict, score, on a few made-up images."""
+"""A whole run: train, predict, submit, score, on a few made-up images."""
 
 import json
-import shutil
 import zipfile
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import pytest
 import torch
-from conftest import REPOSITORY, SHARED, SMALL, run_script
+from conftest import REPOSITORY, SHARED, left, outcome, records
+from networks import BLOCKS, WIDTH
+from PIL import Image
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torchvision import transforms
 
 import main
 import score
 import submit_test
 import submit_val
-from challenge import predictions
 from decathlon import SOURCE, TARGETS, TASK_BY_NAME, TASKS
-from engine import fit
-from engine.checkpoints import Checkpoint
-from engine.evaluation import predict
-from engine.fit import Pace
-from engine.records import TIMING_FIELDS
-from engine.transfer import Workspace
-from image_cache.orders import View
-from image_cache.packed import DataFolders
+from engine.checkpoints import checkpoint_file
 from methods.cost import macs_per_image
 from methods.registry import METHODS, build_method, choose_policy
-from models.resnet26 import resnet26
-from runtime.devices import Compute
+from methods.spottune import RoutedSpotTune, SpotTune
+from models.resnet26 import Stem, resnet26
 from runtime.errors import SpotTuneError
 from weights.mean_std import read_mean_std
 
-OWN = REPOSITORY / "decathlon_mean_std.pickle"
+MEAN_STD = read_mean_std(REPOSITORY / "decathlon_mean_std.pickle")
 
 
-def records(ckpdir, task):
-    return [json.loads(line) for line in (ckpdir / task / "records.jsonl").read_text().splitlines()]
-
-
-def without_timing(lines):
-    return [{k: v for k, v in line.items() if k not in TIMING_FIELDS} for line in lines]
-
-
-def weights(ckpdir, task):
-    return Checkpoint.load(ckpdir / task / "checkpoint.safetensors").weights
-
-
-def assert_same_weights(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
-
-
-def again(trained, ckpdir, *arguments):
-    """The arguments of the finished run, with changes, into another folder."""
-    source = trained.ckpdir / SOURCE.name / "checkpoint.safetensors"
-    base = [*trained.arguments, "--ckpdir", str(ckpdir), "--pretrained", str(source)]
-    main.main([*base, "--tasks", *arguments])
+def read(path):
+    return json.loads(path.read_text())
 
 
 def test_every_task_leaves_checkpoint_arguments_environment_records_and_curves(trained):
@@ -67,192 +43,62 @@ def test_every_task_leaves_checkpoint_arguments_environment_records_and_curves(t
     assert (trained.ckpdir / "fine_tuned_share.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("task", [task.name for task in TARGETS])
-def test_a_record_a_line_tells_what_an_epoch_did(task, trained):
-    lines = records(trained.ckpdir, task)
-    assert [line["epoch"] for line in lines] == [1, 2]
-    for line in lines:
-        assert line["train_loss"] > 0
-        assert line["val_loss"] > 0
-        assert 0 <= line["train_accuracy"] <= 100
-        assert 0 <= line["val_accuracy"] <= 100
-        assert line["images_per_second"] > 0
-        assert line["val_seen_in_training"] is False
-        for split in ("train", "val"):
-            assert len(line[f"{split}_fine_tuned_share"]) == 12
-            assert all(0 <= share <= 1 for share in line[f"{split}_fine_tuned_share"])
+def test_a_record_a_line_tells_what_an_epoch_did(trained):
+    for task in TARGETS:
+        lines = records(trained.ckpdir, task.name)
+        assert [line["epoch"] for line in lines] == [1, 2]
+        for line in lines:
+            assert min(line["train_loss"], line["val_loss"], line["images_per_second"]) > 0
+            assert all(0 <= line[f"{split}_accuracy"] <= 100 for split in ("train", "val"))
+            assert line["val_seen_in_training"] is False
+            for split in ("train", "val"):
+                assert len(line[f"{split}_fine_tuned_share"]) == BLOCKS
+                assert all(0 <= share <= 1 for share in line[f"{split}_fine_tuned_share"])
+
+
+def test_decisions_of_the_last_epoch_are_those_of_the_record(trained):
+    rows = list(read(trained.ckpdir / "svhn/decisions.json")["decisions"].values())
+    last = records(trained.ckpdir)[-1]
+    shares = [sum(row[block] == "1" for row in rows) / len(rows) for block in range(BLOCKS)]
+    assert shares == pytest.approx(last["val_fine_tuned_share"])
+    counts = [sum(row.count("1") == number for row in rows) for number in range(BLOCKS + 1)]
+    assert counts == last["val_blocks_per_image"]
+    assert len(set(rows)) == last["val_distinct_policies"]
+    assert last["val_policies"]["argmax"]["val_accuracy"] == last["val_accuracy"]
+    assert last["val_policies"]["kept"]["val_fine_tuned_share"] == [0.0] * BLOCKS
+    assert last["val_policies"]["finetuned"]["val_blocks_per_image"][BLOCKS] == len(rows)
 
 
 def test_the_source_is_a_plain_network_without_decisions(trained):
     assert records(trained.ckpdir, SOURCE.name)[0]["val_fine_tuned_share"] == []
-    assert not any("policy" in name for name in weights(trained.ckpdir, SOURCE.name))
-
-
-def test_targets_start_from_the_source(trained):
-    source, target = (weights(trained.ckpdir, task) for task in (SOURCE.name, "svhn"))
-    for block in range(12):
-        name = f"blocks.{block}.conv1.weight"
-        kept = target[f"net.{name.replace('blocks', 'pairs').replace('conv1', 'kept.conv1')}"]
-        assert torch.equal(kept, source[f"net.{name}"])
+    assert not any("policy" in name for name in left(trained.ckpdir, SOURCE.name).weights)
 
 
 def test_cost_counts_parameters_and_compute_per_image(trained):
-    found = json.loads((trained.ckpdir / "daimlerpedcls/cost.json").read_text())
-    method = build_method("spottune", resnet26(2, 4), 4)
-    assert found["image"] == [32, 16]
+    found = read(trained.ckpdir / "daimlerpedcls/cost.json")
+    method = build_method("spottune", resnet26(2, WIDTH), WIDTH)
+    assert found["image"] == [48, 24]
     assert found["parameters"] == sum(p.numel() for p in method.parameters())
     frozen = sum(p.numel() for p in method.parameters() if not p.requires_grad)
     assert found["trained_parameters"] == found["parameters"] - frozen
-    assert found["macs_per_image"] == macs_per_image(method.eval().evaluator(), 32, 16)
-    source = json.loads((trained.ckpdir / SOURCE.name / "cost.json").read_text())
+    assert found["macs_per_image"] == macs_per_image(method.eval().evaluator(), 48, 24)
+    assert read(trained.ckpdir / "dtd/cost.json")["image"] == [24, 24]
+    source = read(trained.ckpdir / SOURCE.name / "cost.json")
     assert source["macs_per_image"]["policy_network"] == 0
 
 
-def test_global_ks_cost_is_of_the_blocks_that_it_learnt_to_fine_tune(trained, tmp_path):
-    again(trained, tmp_path, "svhn", "--method", "globalk", "--k", "1", "--lr_agent", "1")
-    (block,) = [i for i, s in enumerate(records(tmp_path, "svhn")[-1]["val_fine_tuned_share"]) if s]
-    assert block > 0  # with the first one, the cost would be that of an untrained network
-    compact = Checkpoint.load(tmp_path / "svhn/compact.safetensors")
-    method = build_method("globalk", resnet26(2, 4), 4, compact.settings.options)
-    method.share_L[block] = 1.0
-    stored = [p for p in method.kept_for_predicting().parameters() if p.requires_grad]
-    found = json.loads((tmp_path / "svhn/cost.json").read_text())
-    assert found["stored_parameters"] == sum(p.numel() for p in stored)
-    arguments = json.loads((tmp_path / "svhn/arguments.json").read_text())
-    assert (arguments["method"], arguments["num_classes"]) == ("globalk", 2)
-
-
 def test_environment_names_versions_threads_and_commit(trained):
-    found = json.loads((trained.ckpdir / "svhn/environment.json").read_text())
+    found = read(trained.ckpdir / "svhn/environment.json")
     assert found["packages"]["torch"] == torch.__version__.partition("+")[0]
     assert found["threads"] == 1
     assert {"commit", "device", "precision", "python"} <= found.keys()
 
 
-def test_a_task_alone_gives_the_same_bits_as_after_eight_others(trained, tmp_path):
-    again(trained, tmp_path, "vgg-flowers")
-    ours, theirs = records(tmp_path, "vgg-flowers"), records(trained.ckpdir, "vgg-flowers")
-    assert_same_weights(weights(tmp_path, "vgg-flowers"), weights(trained.ckpdir, "vgg-flowers"))
-    assert without_timing(ours) == without_timing(theirs)
-
-
-def test_another_seed_gives_another_result(trained, tmp_path):
-    again(trained, tmp_path, "dtd", "--seed", "1")
-    assert (
-        records(tmp_path, "dtd")[0]["train_loss"] != records(trained.ckpdir, "dtd")[0]["train_loss"]
-    )
-
-
-def test_stopped_and_started_again_it_goes_on_after_the_last_finished_epoch(
-    trained, tmp_path, capsys
-):
-    again(trained, tmp_path, "svhn", "--nb_epochs", "1")
-    assert len(records(tmp_path, "svhn")) == 1
-    again(trained, tmp_path, "svhn")
-    assert "1 of 2 epochs were finished before" in capsys.readouterr().out
-    assert_same_weights(weights(tmp_path, "svhn"), weights(trained.ckpdir, "svhn"))
-    ours, theirs = records(tmp_path, "svhn"), records(trained.ckpdir, "svhn")
-    assert without_timing(ours) == without_timing(theirs)
-
-
-def test_a_finished_run_started_again_changes_nothing(trained):
-    before = {path: path.read_bytes() for path in trained.ckpdir.glob("*/checkpoint.safetensors")}
-    before |= {path: path.read_bytes() for path in trained.ckpdir.glob("*/*.json")}
-    main.main(trained.arguments)
-    assert len(before) == 4 * len(TASKS) + len(TARGETS)  # decisions.json
-    assert all(path.read_bytes() == content for path, content in before.items())
-
-
-def test_weights_from_a_file_serve_tasks_with_other_settings(trained, tmp_path):
-    again(trained, tmp_path, "svhn", "--nb_epochs", "1")
-    again(trained, tmp_path, "dtd", "--nb_epochs", "1", "--lr", "0.2", "--step1", "7")
-    assert records(tmp_path, "dtd")[0]["lr"] == 0.2
-
-
-def test_the_runs_own_source_checkpoint_may_be_named_as_pretrained(trained):
-    before = (trained.ckpdir / SOURCE.name / "checkpoint.safetensors").read_bytes()
-    again(trained, trained.ckpdir, "svhn")
-    assert (trained.ckpdir / SOURCE.name / "checkpoint.safetensors").read_bytes() == before
-
-
-def test_weights_from_a_file_are_evaluated_once_where_imagenet12_is_a_task(trained, tmp_path):
-    again(trained, tmp_path, SOURCE.name)
-    (record,) = records(tmp_path, SOURCE.name)
-    expected = records(trained.ckpdir, SOURCE.name)[-1]
-    assert record["epoch"] == 0
-    assert record["val_accuracy"] == expected["val_accuracy"]
-
-
-def test_other_settings_do_not_go_on_from_a_checkpoint(trained):
-    before = (trained.ckpdir / "svhn/checkpoint.safetensors").read_bytes()
-    with pytest.raises(SpotTuneError, match="lr 0.1, but this run asks for 0.2"):
-        main.main([*trained.arguments, "--tasks", "svhn", "--lr", "0.2"])
-    assert (trained.ckpdir / "svhn/checkpoint.safetensors").read_bytes() == before
-
-
-def test_a_run_that_has_epochs_left_keeps_its_test_policy(trained, tmp_path, capsys):
-    """Else its records would be of two policies, and say of one only."""
-    again(trained, tmp_path, "svhn", "--nb_epochs", "1")
-    before = (tmp_path / "svhn/arguments.json").read_bytes()
-    with pytest.raises(SpotTuneError, match="policy argmax, but this run asks for sample"):
-        again(trained, tmp_path, "svhn", "--policy", "sample")
-    assert (tmp_path / "svhn/arguments.json").read_bytes() == before
-    again(trained, tmp_path, "svhn", "--nb_epochs", "1", "--policy", "sample")
-    assert "its figures stay those of --policy argmax" in capsys.readouterr().out
-
-
-def test_a_source_that_has_epochs_left_goes_on_for_targets_under_any_test_policy(trained, tmp_path):
-    """It decides nothing, so nothing of it depends on how they decide."""
-    base = [*trained.arguments, "--ckpdir", str(tmp_path), "--tasks", SOURCE.name]
-    main.main([*base, "--source_epochs", "1", "--policy", "sample"])
-    main.main([*base, "--method", "stochastic", "--policy", "kept"])
-    assert (
-        Checkpoint.load(tmp_path / SOURCE.name / "checkpoint.safetensors").settings.policy
-        == "argmax"
-    )
-    assert_same_weights(weights(tmp_path, SOURCE.name), weights(trained.ckpdir, SOURCE.name))
-
-
-@pytest.fixture
-def optimizers(monkeypatch):
-    """The parameter groups of the optimisers that runs make: network's and policy's, in turn."""
-    made = []
-
-    def sgd(parameters, **options):
-        optimizer = torch_sgd(parameters, **options)
-        made.append(optimizer.param_groups[0])
-        return optimizer
-
-    torch_sgd = torch.optim.SGD
-    monkeypatch.setattr(torch.optim, "SGD", sgd)
-    return made
-
-
-def test_only_the_drop_at_step1_acts_by_default(trained, tmp_path, optimizers):
-    """Read from the optimisers themselves, network's and policy's, after each epoch."""
-    for epochs, rates in ((1, (0.1, 0.01)), (2, (0.01, 0.001)), (3, (0.01, 0.001))):
-        again(trained, tmp_path, "svhn", "--step1", "1", "--nb_epochs", str(epochs))
-        assert [group["lr"] for group in optimizers[-2:]] == pytest.approx(rates)
-        line = records(tmp_path, "svhn")[-1]
-        assert (line["lr"], line["lr_agent"]) == pytest.approx(rates)
-
-
-@pytest.mark.parametrize(("task", "decay"), [("svhn", 0.0), ("ucf101", 5e-4), (SOURCE.name, 1e-4)])
-def test_each_task_trains_with_its_own_weight_decay_and_normalisation(
-    task, decay, trained, tmp_path, optimizers
-):
-    arguments = [*trained.arguments, "--ckpdir", str(tmp_path), "--tasks", task, SOURCE.name]
-    main.main([*arguments, "--nb_epochs", "1", "--source_epochs", "1"])
-    decays = [group["weight_decay"] for group in optimizers]
-    assert decays == ([1e-4] if task == SOURCE.name else [1e-4, decay, 1e-3])
-    settings = Checkpoint.load(tmp_path / task / "checkpoint.safetensors").settings
-    assert (settings.mean, settings.std) == read_mean_std(OWN)[task]
-
-
-def test_the_defaults_are_the_released_ones():
+def test_the_defaults_are_the_released_ones(trained):
     args = main.parse_args([])
     assert (args.nb_epochs, args.batch_size, args.lr, args.lr_agent) == (110, 128, 0.1, 0.01)
     assert (args.step1, args.step2, args.step3) == (40, None, None)
+    assert left(trained.ckpdir).settings.milestones == (40,)  # one drop
     assert (args.source_epochs, args.source_steps) == (120, [80, 100])
     assert (args.resize, args.crop, args.width, args.seed) == (72, 64, 32, 0)
     assert (args.train_split, args.method, args.k) == ("trainval", "spottune", 3)
@@ -260,160 +106,227 @@ def test_the_defaults_are_the_released_ones():
     assert policies == ["argmax"] * 4 + ["sample"] + ["argmax"] * 3  # only stochastic draws
 
 
+def test_a_task_alone_gives_the_same_bits_as_after_eight_others(trained, tmp_path):
+    trained.again(tmp_path, "--tasks", "vgg-flowers")
+    assert outcome(tmp_path, "vgg-flowers") == outcome(trained.ckpdir, "vgg-flowers")
+
+
+def test_a_finished_run_started_again_changes_nothing(trained):
+    files = [*(trained.ckpdir / "svhn").glob("*.*"), *trained.source.parent.glob("*.*")]
+    before = {path: path.read_bytes() for path in files}
+    main.main([*trained.arguments, "--tasks", SOURCE.name, "svhn"])
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+# What networks and optimisers are given.
+
+
+@dataclass
+class Seen:
+    """What PyTorch's hooks saw of a run."""
+
+    rates: dict = field(default_factory=dict)  # by optimiser and decay: learning rate of each step
+    momenta: set = field(default_factory=set)
+    images: set = field(default_factory=set)  # "train" or "test", height and width
+    noise: dict = field(default_factory=lambda: {"train": [], "test": []})  # of each image, L x 2
+
+    def unique_noise(self, mode):
+        return torch.cat(self.noise[mode]).flatten(1).unique(dim=0)
+
+
+@contextmanager
+def watched():
+    seen = Seen()
+
+    def before_step(optimizer, args, kwargs):
+        (group,) = optimizer.param_groups
+        key = id(optimizer), group["weight_decay"]
+        seen.rates.setdefault(key, []).append(group["lr"])
+        seen.momenta.add(group["momentum"])
+
+    def before_forward(module, inputs):
+        if isinstance(module, Stem):
+            seen.images.add(("train" if module.training else "test", *inputs[0].shape[2:]))
+        if isinstance(module, SpotTune | RoutedSpotTune):
+            seen.noise["train" if isinstance(module, SpotTune) else "test"].append(inputs[1])
+
+    hooks = register_optimizer_step_pre_hook(before_step)
+    more_hooks = register_module_forward_pre_hook(before_forward)
+    yield seen
+    hooks.remove()
+    more_hooks.remove()
+
+
+SAMPLED = {SOURCE.name: 24, "svhn": 12, "ucf101": 12}  # tasks and their images
+
+
+@pytest.fixture(scope="module")
+def sampled(trained, tmp_path_factory):
+    """The folder of a run of three tasks with drawn decisions, and what was seen of each."""
+    ckpdir, seen = tmp_path_factory.mktemp("sampled"), {}
+    flags = ["--policy", "sample", "--lr", "0.1", "--step1", "1", "--source_steps", "2"]
+    for task in SAMPLED:
+        with watched() as seen[task]:
+            main.main([*trained.arguments, "--ckpdir", str(ckpdir), *flags, "--tasks", task])
+    return ckpdir, seen
+
+
 @pytest.mark.parametrize(
-    ("splits", "view"), [(("train", "val"), View(16, 16, random=True)), (("val",), View(24, 24))]
+    ("task", "optimizers"),
+    [  # weight decay and learning rates of the two epochs: of the network, of the policy network
+        (SOURCE.name, {1e-4: (0.1, 0.1)}),
+        ("svhn", {0.0: (0.1, 0.01), 1e-3: (0.01, 0.001)}),
+        ("ucf101", {5e-4: (0.1, 0.01), 1e-3: (0.01, 0.001)}),
+    ],
 )
-def test_training_sees_random_crops_and_evaluation_the_centre(splits, view, trained, tmp_path):
-    folders = DataFolders(trained.root, trained.root / "annotations", tmp_path)
-    place = Workspace(folders, tmp_path, {}, Compute(torch.device("cpu"), "fp32"), Pace(1, 600.0))
-    settings = Checkpoint.load(trained.ckpdir / "dtd/checkpoint.safetensors").settings
-    data = place.data(TASK_BY_NAME["dtd"], splits, replace(settings, resize=24, crop=16))
-    assert data.view == view
+def test_each_task_trains_with_its_own_weight_decay_and_the_source_with_its_own_milestones(
+    task, optimizers, sampled
+):
+    """--step1 1 for the targets, --source_steps 2; read from the optimisers at each step."""
+    ckpdir, seen = sampled
+    steps = SAMPLED[task] // 4  # of an epoch
+    rates = {decay: seen_rates for (_, decay), seen_rates in seen[task].rates.items()}
+    assert rates.keys() == optimizers.keys()
+    for decay, of_epochs in optimizers.items():
+        assert rates[decay] == pytest.approx([rate for rate in of_epochs for _ in range(steps)])
+    assert seen[task].momenta == {0.9}
+    recorded = [(line["lr"], line["lr_agent"]) for line in records(ckpdir, task)]
+    assert [lr for lr, _ in recorded] == pytest.approx(next(iter(optimizers.values())))
+    settings = left(ckpdir, task).settings
+    assert (settings.mean, settings.std) == MEAN_STD[task]
 
 
-def test_the_test_policy_reaches_both_record_and_submission(trained, tmp_path):
-    """Two runs that differ in nothing else give other decisions and other answers."""
-    again(trained, tmp_path, "svhn", "--policy", "sample")
-    drawn, likelier = (records(folder, "svhn")[-1] for folder in (tmp_path, trained.ckpdir))
-    assert drawn["train_loss"] == likelier["train_loss"]
-    assert drawn["val_fine_tuned_share"] != likelier["val_fine_tuned_share"]
+@pytest.mark.parametrize("task", SAMPLED)
+def test_training_sees_random_crops_and_evaluation_and_submissions_the_whole(task, sampled):
+    """--resize 24 --crop 16; svhn is cropped at its centre in training too."""
+    _, seen = sampled
+    side = 24 if task == "svhn" else 16
+    assert seen[task].images == {("train", side, side), ("test", 24, 24)}
 
 
-def test_a_diverged_epoch_is_not_saved(trained, tmp_path):
-    with pytest.raises(
-        SpotTuneError, match=r"svhn epoch 1/2, step \d: the loss became nan.*Images: 8\d+, 8\d+"
-    ):
-        again(trained, tmp_path, "svhn", "--lr", "1e30")
-    assert not (tmp_path / "svhn/checkpoint.safetensors").exists()
+def test_every_image_has_noise_of_its_own_in_every_epoch_and_task(sampled):
+    _, seen = sampled
+    noise = torch.cat([seen[task].unique_noise("train") for task in ("svhn", "ucf101")])
+    assert len(noise.unique(dim=0)) == 2 * (12 + 12)
+
+
+def test_drawn_decisions_differ_between_images_and_are_those_of_the_record_in_a_submission(
+    sampled, trained, tmp_path
+):
+    ckpdir, seen = sampled
+    for task in ("svhn", "ucf101"):
+        with watched() as asked:
+            answers = answers_of(
+                submit_val, trained.root, ckpdir, tmp_path / "x", "--policy", "sample",
+                "--tasks", task,
+            )  # fmt: skip
+        drawn = {tuple(row.tolist()) for row in asked.unique_noise("test")}
+        assert len(drawn) == 6
+        assert drawn < {tuple(row.tolist()) for row in seen[task].unique_noise("test")}
+        assert asked.images == {("test", 24, 24)}
+        labels = read(trained.root / f"annotations/{task}_val.json")["annotations"]
+        right = sum(answers[label["image_id"]] == label["category_id"] for label in labels)
+        last = records(ckpdir, task)[-1]
+        assert 100 * right / 6 == pytest.approx(last["val_accuracy"])
+        shares = [last["val_policies"][how]["val_fine_tuned_share"] for how in ("sample", "argmax")]
+        assert shares[0] == last["val_fine_tuned_share"] != shares[1]
 
 
 def test_trainval_learns_from_val_too_and_says_so(trained, tmp_path, capsys):
-    again(trained, tmp_path, "svhn", "--train_split", "trainval", "--nb_epochs", "1")
+    with watched() as seen:
+        trained.again(
+            tmp_path, "--tasks", "dtd", "--train_split", "trainval", "--nb_epochs", "1",
+            "--precision", "auto",
+        )  # fmt: skip
     assert "seen in training" in capsys.readouterr().out
-    assert records(tmp_path, "svhn")[0]["val_seen_in_training"] is True
-    images, steps = 12 + 4, 2  # 2 classes of 6 and 2 images, in batches of 8
-    batches = weights(tmp_path, "svhn")["net.stem.bn.num_batches_tracked"].item()
-    source = weights(trained.ckpdir, SOURCE.name)["net.stem.bn.num_batches_tracked"].item()
-    assert batches - source == steps
-    rate = records(tmp_path, "svhn")[0]
-    assert rate["images_per_second"] * rate["seconds"] == pytest.approx(images, rel=0.05)
-    out = tmp_path / "results.json"
-    arguments = ["--datadir", str(trained.root), "--ckpdir", str(tmp_path), "--out", str(out)]
-    submit_val.main([*arguments, "--device", "cpu"])
-    assert "svhn: 4 images; trained on train and val" in capsys.readouterr().out
-
-
-def answers_of(script, trained, out, *arguments):
-    script.main(
-        ["--datadir", str(trained.root), "--ckpdir", str(trained.ckpdir), "--out", str(out)]
-        + ["--device", "cpu", *arguments]
-    )
-    return json.loads(out.read_text())
-
-
-def ids_of(root, suffix):
-    """Image ids and category ids over all ten tasks, read straight from the JSON."""
-    image_ids, category_ids = [], {}
-    for task in TASKS:
-        content = json.loads((root / "annotations" / f"{task.name}_{suffix}.json").read_text())
-        image_ids += [image["id"] for image in content["images"]]
-        category_ids[task.number] = {category["id"] for category in content["categories"]}
-    return image_ids, category_ids
-
-
-@pytest.mark.parametrize(
-    ("script", "suffix"), [(submit_val, "val"), (submit_test, "test_stripped")]
-)
-def test_every_image_of_the_split_is_answered_exactly_once_in_integers(
-    script, suffix, trained, tmp_path
-):
-    answers = answers_of(script, trained, tmp_path / "results.json")
-    image_ids, category_ids = ids_of(trained.root, suffix)
-    assert sorted(answer["image_id"] for answer in answers) == sorted(image_ids)
-    for answer in answers:
-        assert answer.keys() == {"image_id", "category_id"}
-        assert all(type(value) is int for value in answer.values())
-        assert answer["category_id"] in category_ids[answer["image_id"] // 10_000_000]
-
-
-def test_the_scored_submission_is_the_accuracy_of_the_last_epoch(trained, tmp_path):
-    answers_of(submit_val, trained, tmp_path / "results.json")
-    report = tmp_path / "score.json"
-    folder = str(trained.root / "annotations")
-    arguments = ["--annotations", folder, "--split", "val", "--json", str(report)]
-    score.main([str(tmp_path / "results.json"), *arguments])
-    scored = json.loads(report.read_text())["tasks"]
-    for task in TASKS:
-        expected = records(trained.ckpdir, task.name)[-1]["val_accuracy"]
-        assert scored[task.name]["accuracy"] == pytest.approx(expected), task.name
-
-
-def test_sampled_answers_are_those_of_the_record(trained, tmp_path, monkeypatch):
-    asked = []
-
-    def observed(*arguments):
-        asked.append(arguments[3:5])
-        return predict(*arguments)
-
-    monkeypatch.setattr(predictions, "predict", observed)
-    monkeypatch.setattr(fit, "predict", observed)
-    again(trained, tmp_path, "svhn", "dtd", "--policy", "sample")
-    out = tmp_path / "results.json"
-    flags = ["--datadir", str(trained.root), "--ckpdir", str(tmp_path), "--out", str(out)]
-    submit_val.main([*flags, "--device", "cpu", "--policy", "sample", "--tasks", "svhn", "dtd"])
-    seeds = {(0, "svhn", "val"), (0, "dtd", "val")}
-    assert {seed for _, seed in asked} == seeds
-    asked = [ask for ask in asked if ask[0] == "sample"]
-    assert len(asked) == 2 * 2 + 2  # after each of two epochs, and in the submission
-    labels = {}
-    for task in ("svhn", "dtd"):
-        content = json.loads((trained.root / f"annotations/{task}_val.json").read_text())
-        labels |= {a["image_id"]: a["category_id"] for a in content["annotations"]}
-    answers = json.loads(out.read_text())
-    for number, task in ((8, "svhn"), (4, "dtd")):
-        ours = [a for a in answers if a["image_id"] // 10**7 == number]
-        right = [labels[a["image_id"]] == a["category_id"] for a in ours]
-        expected = records(tmp_path, task)[-1]["val_accuracy"]
-        assert 100 * sum(right) / len(right) == pytest.approx(expected)
-
-
-def test_zip_packs_the_same_answers_for_the_server(trained, tmp_path):
-    out = tmp_path / "results.json"
-    answers_of(submit_test, trained, out, "--zip")
-    with zipfile.ZipFile(tmp_path / "results.zip") as archive:
-        assert archive.namelist() == ["results.json"]
-        assert archive.read("results.json") == out.read_bytes()
-
-
-def test_a_missing_task_is_named_with_what_it_costs(trained, tmp_path, capsys):
-    ckpdir = tmp_path / "checkpoints"
-    shutil.copytree(trained.ckpdir, ckpdir, ignore=shutil.ignore_patterns("dtd"))
-    out = tmp_path / "results.json"
-    arguments = ["--datadir", str(trained.root), "--ckpdir", str(ckpdir), "--out", str(out)]
-    submit_val.main([*arguments, "--device", "cpu"])
+    (record,) = records(tmp_path, "dtd")
+    assert record["val_seen_in_training"] is True
+    assert record["images_per_second"] * record["seconds"] == pytest.approx(12 + 6, rel=0.05)
+    assert len(seen.unique_noise("train")) == 12 + 6
+    assert seen.images == {("train", 16, 16), ("test", 24, 24)}
+    answers_of(submit_val, trained.root, tmp_path, tmp_path / "results.json")
     said = capsys.readouterr().out
-    assert "missing  dtd: no " in said
+    assert "dtd: 6 images; trained on train and val" in said
+    assert "missing  svhn: no " in said
     assert "costs up to 1000 points" in said
-    assert "answers for 9 of 10 tasks" in said
+    assert "answers for 2 of 10 tasks" in said  # imagenet12's from the file
 
 
-def test_without_data_one_line_names_both_ways_on(tmp_path):
-    done = run_script("main.py", cwd=tmp_path)
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert "./download_data.sh ./data/" in line
-    assert "make demo" in line
+# Submissions.
+
+
+def answers_of(script, root, ckpdir, out, *arguments):
+    """The answers by image, each of which has one."""
+    flags = ["--datadir", root, "--ckpdir", ckpdir, "--out", out, "--device", "cpu"]
+    script.main([str(each) for each in (*flags, "--precision", "fp32", *arguments)])
+    answers = read(out)
+    assert all(answer.keys() == {"image_id", "category_id"} for answer in answers)
+    assert all(type(value) is int for answer in answers for value in answer.values())
+    by_image = {answer["image_id"]: answer["category_id"] for answer in answers}
+    assert len(by_image) == len(answers)
+    return by_image
+
+
+@pytest.fixture(scope="module")
+def submitted(trained, tmp_path_factory):
+    """The answers to each split, and the folder of both files."""
+    folder = tmp_path_factory.mktemp("submitted")
+    where = trained.root, trained.ckpdir
+    val = answers_of(submit_val, *where, folder / "val.json")
+    test = answers_of(submit_test, *where, folder / "results.json", "--zip")
+    return {"val": val, "test_stripped": test}, folder
+
+
+@torch.no_grad()
+def slow_answers(task, content, trained):
+    """Image by image: torchvision's pixels through both branches of the checkpoint's network."""
+    path = checkpoint_file(trained.ckpdir, task)
+    method = left(trained.ckpdir, task).network(path).eval()
+    steps = [transforms.Resize(24), transforms.ToTensor(), transforms.Normalize(*MEAN_STD[task])]
+    if task != "daimlerpedcls":
+        steps.insert(1, transforms.CenterCrop(24))
+    pixels = transforms.Compose(steps)
+    categories = sorted(category["id"] for category in content["categories"])
+    for image in content["images"]:
+        with Image.open(trained.root / image["file_name"]) as file:
+            scores, _ = method(pixels(file.convert("RGB"))[None], torch.zeros(1, BLOCKS, 2))
+        yield image["id"], categories[scores.argmax()]
+
+
+@pytest.mark.parametrize("split", ["val", "test_stripped"])
+def test_a_submission_answers_every_image_as_a_slow_form_does(split, submitted, trained):
+    answers, expected = submitted[0][split], {}
+    for task in TASK_BY_NAME:
+        content = read(trained.root / f"annotations/{task}_{split}.json")
+        expected |= slow_answers(task, content, trained)
+    assert answers == expected
+    assert len(set(answers.values())) > 15  # of 32 categories: the networks are no constants
+
+
+def test_the_scored_submission_is_the_accuracy_of_the_last_epoch(submitted, trained, tmp_path):
+    report = tmp_path / "score.json"
+    arguments = ["--annotations", str(trained.root / "annotations"), "--split", "val"]
+    score.main([str(submitted[1] / "val.json"), *arguments, "--json", str(report)])
+    scored = read(report)["tasks"]
+    for task in TASK_BY_NAME:
+        expected = records(trained.ckpdir, task)[-1]["val_accuracy"]
+        assert scored[task]["accuracy"] == pytest.approx(expected), task
+
+
+def test_zip_packs_the_same_answers_for_the_server(submitted):
+    with zipfile.ZipFile(submitted[1] / "results.zip") as archive:
+        assert archive.namelist() == ["results.json"]
+        assert archive.read("results.json") == (submitted[1] / "results.json").read_bytes()
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real source weights (shared/) are not here")
 def test_real_pretrained_weights_are_adopted_whole(tmp_path, trained):
     """The stand-in for the released file has 200 classes, the made-up imagenet12 other ones."""
     file = SHARED / "mini-decathlon/resnet26_tinyimagenet.t7"
-    small = [flag for flag in SMALL if flag not in ("--width", "4")]
-    arguments = ["--datadir", str(trained.root), "--ckpdir", str(tmp_path), *small]
-    arguments += ["--pretrained", str(file), "--nb_epochs", "1"]
+    flags = ["--pretrained", file, "--width", "32", "--nb_epochs", "1"]
     with pytest.raises(SpotTuneError, match="knows 200 categories"):
-        main.main(arguments)
-    main.main([*arguments, "--tasks", "vgg-flowers"])
-    assert len(weights(tmp_path, SOURCE.name)) == 25 + 26 * 5 + 2  # convolutions, BN, linear
-    assert weights(tmp_path, SOURCE.name)["net.head.linear.weight"].shape == (200, 256)
+        trained.again(tmp_path, *flags)
+    trained.again(tmp_path, *flags, "--tasks", "vgg-flowers")
+    source = left(tmp_path, SOURCE.name).weights
+    assert len(source) == 25 + 26 * 5 + 2  # convolutions, BN, linear
+    assert source["net.head.linear.weight"].shape == (200, 256)

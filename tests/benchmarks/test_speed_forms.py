@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from test_models import perturb_
+from networks import batch, tiny_method
 
 from benchmarks import run
 from benchmarks.plain_form import plain_optimizers, plain_predict, plain_train_step

@@ -3,22 +3,16 @@
 import json
 import os
 import pickle
-import resource
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import safetensors
 import torch
-from test_settings import SETTINGS
+from conftest import little_memory
+from networks import BLOCKS, SETTINGS, batch
 
-from engine.checkpoints import (
-    Checkpoint,
-    checkpoint_file,
-    momenta_of,
-    previous_file,
-)
+from engine.checkpoints import Checkpoint, checkpoint_file, momenta_of, previous_file
 from engine.settings import Settings
 from engine.step import EpochSums
 from methods.optimizers import Rates
@@ -28,32 +22,22 @@ from runtime.errors import SpotTuneError
 from weights.tensor_file import content_sha256
 
 CPU = torch.device("cpu")
-RECORD = {"val_accuracy": 50.0, "val_loss": 0.1 + 0.2, "val_fine_tuned_share": [0.5] * 12}
+RATES = Rates(0.1, 0.01, 5e-4)
+RECORD = {"val_accuracy": 50.0, "val_loss": 0.1 + 0.2, "val_fine_tuned_share": [0.5] * BLOCKS}
 RECORD |= {"train_loss": float("inf"), "val_seen_in_training": False}
 RECORD |= {"val_policies": {"argmax": {"val_accuracy": None}}}
-
-
-def method_after_a_step():
-    """A SpotTune method and its optimisers, laid out as a run does."""
-    torch.manual_seed(0)
-    method = build_method("spottune", resnet26(3, 2), 2).to(memory_format=torch.channels_last)
-    optimizers = method.optimizers(Rates(0.1, 0.01, 5e-4))
-    one_more_step(method, optimizers)
-    return method, optimizers
-
-
-def one_more_step(method, optimizers):
-    torch.manual_seed(1)
-    scores, _ = method(torch.randn(2, 3, 16, 16), torch.randn(2, 12, 2))
-    scores.square().sum().backward()
-    for optimizer in optimizers:
-        optimizer.step()
 
 
 @pytest.fixture(scope="module")
 def good():
     """In the middle of an epoch; two of the sums share their memory."""
-    method, optimizers = method_after_a_step()
+    torch.manual_seed(0)
+    method = build_method("spottune", resnet26(3, 2), 2).to(memory_format=torch.channels_last)
+    optimizers = method.optimizers(RATES)
+    images, _, noise = batch(count=2)
+    method(images, noise)[0].square().sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
     return Checkpoint(
         task="svhn",
         kind="spottune",
@@ -62,7 +46,7 @@ def good():
         weights=method.state_dict(),
         momenta=momenta_of(method, optimizers),
         history=[{"epoch": 1, **RECORD}],
-        unfinished={**EpochSums.zero(12, CPU).state_dict(), "steps": 3, "seconds": 0.1},
+        unfinished={**EpochSums.zero(BLOCKS, CPU).state_dict(), "steps": 3, "seconds": 0.1},
     )
 
 
@@ -73,23 +57,21 @@ def path(tmp_path):
     return path
 
 
-def without_tensors(checkpoint):
-    rest = {**vars(checkpoint), "weights": None, "momenta": None}
+def parts_of(checkpoint):
+    """Its tensors, and all else."""
     unfinished = checkpoint.unfinished.items()
-    return {**rest, "unfinished": {k: v for k, v in unfinished if not torch.is_tensor(v)}}
-
-
-def tensors_of(checkpoint):
-    sums = {k: v for k, v in checkpoint.unfinished.items() if torch.is_tensor(v)}
-    return checkpoint.weights, checkpoint.momenta, sums
+    sums = {name: value for name, value in unfinished if torch.is_tensor(value)}
+    rest = {**vars(checkpoint), "weights": None, "momenta": None}
+    rest["unfinished"] = {name: value for name, value in unfinished if name not in sums}
+    return (checkpoint.weights, checkpoint.momenta, sums), rest
 
 
 def test_what_is_saved_comes_back_bit_by_bit(good, path):
     good.save(path)
-    loaded = Checkpoint.load(path)
-    assert without_tensors(loaded) == without_tensors(good)
+    (ours, our_rest), (theirs, their_rest) = parts_of(Checkpoint.load(path)), parts_of(good)
+    assert our_rest == their_rest
     assert len(good.momenta) > 100
-    torch.testing.assert_close(tensors_of(loaded), tensors_of(good), rtol=0, atol=0)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     replace(good, unfinished=None).save(path)
     assert Checkpoint.load(path).unfinished is None
 
@@ -103,25 +85,12 @@ def test_others_read_its_weights_and_what_they_are_with_safetensors_alone(good, 
     assert torch.equal(stem, good.weights["net.stem.conv.weight"])
 
 
-def test_the_next_step_is_the_same_with_weights_and_momenta_from_a_checkpoint(good, path):
-    good.save(path)
-    ours, theirs = method_after_a_step(), method_after_a_step()
-    one_more_step(*ours)
-    loaded = Checkpoint.load(path)
-    theirs[1][0].state.clear()
-    loaded.load_into(theirs[0], path)
-    loaded.load_momenta(*theirs, path)
-    one_more_step(*theirs)
-    for name, weight in ours[0].state_dict().items():
-        assert torch.equal(weight, theirs[0].state_dict()[name]), name
-
-
 def refusal(path):
     """The one line with which a run that would go on from a file refuses it."""
     with pytest.raises(SpotTuneError) as told:
         found = Checkpoint.load(path)
         method = found.network(path)
-        found.load_momenta(method, method.optimizers(Rates(0.1, 0.01, 5e-4)), path)
+        found.load_momenta(method, method.optimizers(RATES), path)
     line = str(told.value)
     assert str(path) in line
     assert line.endswith("Remove it to train the task again")
@@ -136,22 +105,22 @@ def refusal(path):
 def test_a_file_that_is_cut_short_anywhere_is_refused(good, path):
     good.save(path)
     data = path.read_bytes()
-    for length in (*range(0, 40), *range(40, len(data), len(data) // 50), len(data) - 1):
+    for length in (*range(0, 20), *range(20, len(data), len(data) // 20), len(data) - 1):
         path.write_bytes(data[:length])
         assert "not a readable checkpoint" in refusal(path)
 
 
-def test_any_flipped_bit_is_noticed(good, path):
+def test_a_flipped_bit_is_noticed(good, path):
     """In a weight too, where the file stays readable and the number finite."""
     good.save(path)
     data = path.read_bytes()
     stem = data.index(good.weights["net.stem.conv.weight"].contiguous().numpy().tobytes())
-    for place in (*range(stem, stem + 4), *range(0, len(data), len(data) // 50)):
-        for bit in range(8):
-            changed = bytearray(data)
-            changed[place] ^= 1 << bit
-            path.write_bytes(changed)
-            assert "not a readable checkpoint" in refusal(path)
+    places = [*range(8 * stem, 8 * stem + 32), *range(0, 8 * len(data), 8 * len(data) // 30 + 1)]
+    for place in places:
+        changed = bytearray(data)
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        assert "not a readable checkpoint" in refusal(path)
 
 
 def test_if_the_checkpoint_before_is_damaged_too_one_line_names_it(good, path):
@@ -190,19 +159,13 @@ FOREIGN = {
     "weights of another program": file(tensor([1], 4), bytes(4)),
     "a header longer than the file": file({}, length=10**6),
     "a header of 2^63 bytes": file({}, length=2**63),
-    "a header that is no JSON": file(b"{weights"),
     "a header that is no object": file([1]),
-    "a header that is no text": file(b'{"\xff": 1}'),
     "a header that is nested deeply": file(DEEP.encode()),
     "a tensor larger than the file": file(tensor([2**40], 2**42), bytes(4)),
     "a shape whose size overflows": file(tensor([2**62, 2**62], 4), bytes(4)),
-    "a shape that is not as large as its data": file(tensor([2**40], 4), bytes(4)),
-    "a negative shape": file(tensor([-1], 4), bytes(4)),
-    "a tensor that ends before it begins": file(tensor([1], 0, start=4), bytes(4)),
     "tensors that overlap": file(
         tensor([1], 4) | {"weights.b": tensor([1], 4)["weights.a"]}, bytes(4)
     ),
-    "bytes of no tensor": file(tensor([1], 4), bytes(8)),
     "an unknown type of numbers": file(tensor([1], 4, dtype="F128"), bytes(4)),
     "metadata that is no text": file({"__metadata__": {"spottune": {}}}),
     "metadata that is nested deeply": file(
@@ -217,17 +180,21 @@ def test_a_foreign_or_hostile_file_is_refused_at_once_and_runs_and_takes_nothing
 ):
     monkeypatch.chdir(path.parent)
     path.write_bytes(FOREIGN[kind])
-    limits = resource.getrlimit(resource.RLIMIT_DATA)
-    used = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
     begin = time.monotonic()
-    resource.setrlimit(resource.RLIMIT_DATA, (used + 2**27, limits[1]))
-    try:
+    with little_memory(2**27):
         assert "not a readable checkpoint" in refusal(path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, limits)
     assert time.monotonic() - begin < 5
     assert path.read_bytes() == FOREIGN[kind]
     assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_a_wide_network_that_the_weights_do_not_fill_is_refused_before_it_takes_memory(good, path):
+    """Its first and last layer are there; the whole would take gigabytes."""
+    linear = "net.head.linear.bias"
+    weights = {"net.stem.conv.weight": torch.ones(512, 3, 3, 3), linear: good.weights[linear]}
+    replace(good, settings=replace(good.settings, width=512), weights=weights).save(path)
+    with little_memory(2**27):
+        assert "do not fit the spottune network" in refusal(path)
 
 
 def test_a_checkpoint_of_an_earlier_version_is_named_and_not_trained_over(path):

@@ -1,6 +1,5 @@
 """Exact resume: a run that was stopped or killed anywhere ends with the same bits."""
 
-import json
 import os
 import shutil
 import signal
@@ -9,137 +8,118 @@ import sys
 from dataclasses import replace
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, left, outcome
 
-import main
-from decathlon import SOURCE
+from engine import fit
 from engine.checkpoints import Checkpoint, checkpoint_file, previous_file
-from engine.records import TIMING_FIELDS
 from engine.run import Run
 from runtime.errors import SpotTuneError
 from runtime.signals import STOP_SIGNALS, Stopped, StopRequest, deferred_stop
-from weights.tensor_file import content_sha256
-
-SMALL_SVHN = ["--tasks", "svhn", "--batch_size", "2"]  # 6 steps an epoch
 
 
-@pytest.fixture(scope="module")
-def base(trained):
-    source = checkpoint_file(trained.ckpdir, SOURCE.name)
-    return [*trained.arguments, "--pretrained", str(source), *SMALL_SVHN]
+@pytest.fixture
+def svhn(trained, tmp_path):
+    """Trains svhn in `tmp_path`, as the whole run did unless `changes` say otherwise."""
+    return lambda *changes: trained.again(tmp_path, "--tasks", "svhn", *changes)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(base, tmp_path_factory):
-    ckpdir = tmp_path_factory.mktemp("undisturbed")
-    main.main([*base, "--ckpdir", str(ckpdir)])
-    return ckpdir
+class Killed(BaseException):
+    """Nothing is saved on its way out."""
 
 
-def svhn(ckpdir):
-    return Checkpoint.load(checkpoint_file(ckpdir, "svhn"))
-
-
-def outcome(ckpdir):
-    """A hash of everything that must be equal: weights, momenta, records, decisions."""
-    checkpoint = svhn(ckpdir)
-    lines = (ckpdir / "svhn/records.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == checkpoint.history
-    assert checkpoint.unfinished is None
-    for record in checkpoint.history:
-        for name in TIMING_FIELDS:
-            del record[name]
-    decisions = (ckpdir / "svhn/decisions.json").read_text()
-    weights = {f"weight of {name}": tensor for name, tensor in checkpoint.weights.items()}
-    return content_sha256(f"{checkpoint.history}{decisions}", {**weights, **checkpoint.momenta})
-
-
-def stop_at(monkeypatch, checks):
+def stop_at(monkeypatch, checks, how=Stopped):
     """A stop is asked for at the `checks`-th place where a stop is possible."""
     seen = [0]
 
     def raise_if_asked(self, group=None):
         seen[0] += 1
         if seen[0] == checks:
-            raise Stopped(signal.SIGTERM)
+            raise how(signal.SIGTERM)
 
     monkeypatch.setattr(StopRequest, "raise_if_asked", raise_if_asked)
 
 
 def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
-    base, undisturbed, tmp_path, monkeypatch, capsys
+    svhn, trained, tmp_path, monkeypatch, capsys
 ):
-    """Two epochs of 6 steps; 2 batches of val after the first, 8 after the second (four policies).
+    """Two epochs of 3 steps; 2 batches of val after the first, 8 after the second (four policies).
 
     A stop is possible after each step, each batch of val, and each epoch's checkpoint.
     """
     stops = [  # the place, counted from the stop before; finished epochs, steps of the next
         (1, 0, 1),
-        (2, 0, 3),
-        (3, 0, 6),  # after the last step
-        (1, 0, 6),  # in the evaluation
+        (4, 0, 3),  # in the evaluation
         (3, 1, None),  # between two epochs
-        (4, 1, 4),
-        (7, 1, 6),  # in the evaluation under another policy
+        (2, 1, 2),
+        (6, 1, 3),  # in the evaluation under another policy
         (9, 2, None),  # after the last epoch
     ]
     for place, epochs, steps in stops:
         with monkeypatch.context() as patched, pytest.raises(Stopped):
             stop_at(patched, place)
-            main.main([*base, "--ckpdir", str(tmp_path)])
-        left = svhn(tmp_path)
-        assert len(left.history) == epochs
-        assert (left.unfinished and left.unfinished["steps"]) == steps
+            svhn()
+        checkpoint = left(tmp_path)
+        assert len(checkpoint.history) == epochs
+        assert (checkpoint.unfinished and checkpoint.unfinished["steps"]) == steps
     capsys.readouterr()
-    main.main([*base, "--ckpdir", str(tmp_path)])
+    svhn()
     assert "svhn: 2 of 2 epochs were finished before" in capsys.readouterr().out
-    assert outcome(tmp_path) == outcome(undisturbed)
+    assert outcome(tmp_path) == outcome(trained.ckpdir)
 
 
-def test_saving_inside_an_epoch_changes_nothing(base, undisturbed, tmp_path):
-    """After every single step: far more often than any user would."""
-    main.main([*base, "--ckpdir", str(tmp_path), "--checkpoint_minutes", "1e-9"])
-    assert outcome(tmp_path) == outcome(undisturbed)
+def test_a_killed_run_goes_on_from_the_last_of_the_checkpoints_inside_an_epoch(
+    svhn, trained, tmp_path, monkeypatch
+):
+    """Saved after every single step: far more often than any user would."""
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        stop_at(patched, 3, how=Killed)
+        svhn("--checkpoint_minutes", "1e-9")
+    assert left(tmp_path).unfinished["steps"] == 2
+    svhn("--checkpoint_minutes", "1e-9")
+    assert outcome(tmp_path) == outcome(trained.ckpdir)
     before = Checkpoint.load(previous_file(checkpoint_file(tmp_path, "svhn")))
-    assert (len(before.history), before.unfinished["steps"]) == (1, 6)
+    assert (len(before.history), before.unfinished["steps"]) == (1, 3)
 
 
 def test_a_run_goes_on_to_more_epochs_than_were_asked_for_at_first(
-    base, undisturbed, tmp_path, capsys
+    svhn, trained, tmp_path, monkeypatch, capsys
 ):
-    main.main([*base, "--ckpdir", str(tmp_path), "--nb_epochs", "1"])
-    main.main([*base, "--ckpdir", str(tmp_path)])
-    assert "svhn: 1 of 2 epochs were finished before" in capsys.readouterr().out
-    assert outcome(tmp_path) == outcome(undisturbed)
+    """Meanwhile there are no decisions of a last epoch."""
+    svhn("--nb_epochs", "1")
+    assert (tmp_path / "svhn/decisions.json").exists()
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        stop_at(patched, 1)
+        svhn()
+    assert not (tmp_path / "svhn/decisions.json").exists()
+    svhn()
+    said = capsys.readouterr().out
+    assert "svhn: 1 of 2 epochs were finished before, and 1 of 3 steps of the next" in said
+    assert outcome(tmp_path) == outcome(trained.ckpdir)
 
 
-@pytest.mark.parametrize("damage", ["cut short", "a flipped bit", "gone"])
+@pytest.mark.parametrize("damage", ["a flipped bit", "gone"])
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used_with_a_message(
-    damage, base, undisturbed, tmp_path, capsys
+    damage, svhn, trained, tmp_path, capsys
 ):
-    shutil.copytree(undisturbed / "svhn", tmp_path / "svhn")
+    shutil.copytree(trained.ckpdir / "svhn", tmp_path / "svhn")
     path = checkpoint_file(tmp_path, "svhn")
     data = bytearray(path.read_bytes())
-    if damage == "cut short":
-        path.write_bytes(data[: len(data) // 2])
-    elif damage == "a flipped bit":
-        data[len(data) // 2] ^= 0x10
+    data[len(data) // 2] ^= 0x10
+    path.unlink()
+    if damage == "a flipped bit":
         path.write_bytes(data)
-    else:
-        path.unlink()
-    main.main([*base, "--ckpdir", str(tmp_path)])
+    svhn()
     said = capsys.readouterr().out
     assert "Going on from the one before, checkpoint.previous.safetensors" in said
     assert "svhn: 1 of 2 epochs were finished before" in said
-    assert outcome(tmp_path) == outcome(undisturbed)
-    damaged = tmp_path / "svhn/checkpoint.damaged.safetensors"
-    assert damaged.exists() == (damage != "gone")
+    assert outcome(tmp_path) == outcome(trained.ckpdir)
+    assert (tmp_path / "svhn/checkpoint.damaged.safetensors").exists() == (damage != "gone")
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"lr": 0.2}, "lr 0.1, but this run asks for 0.2"),
+        ({"lr": 0.2}, "lr 0.01, but this run asks for 0.2"),
         ({"milestones": (1,)}, r"milestones \(40,\), but this run asks for \(1,\)"),
         ({"data_sha256": "0"}, "other images or labels than the annotations of svhn list"),
         ({"kind": "finetune"}, "method spottune, but this run asks for finetune"),
@@ -147,10 +127,10 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used_with_a_messa
     ],
 )
 def test_a_run_does_not_go_on_with_what_was_trained_differently_and_names_it(
-    change, words, undisturbed
+    change, words, trained
 ):
-    found = svhn(undisturbed)
-    run = Run(undisturbed, "svhn", found.kind, found.categories, found.settings)
+    found = left(trained.ckpdir)
+    run = Run(trained.ckpdir, "svhn", found.kind, found.categories, found.settings)
     assert run.found().checkpoint.history == found.history
     of_run = {name: value for name, value in change.items() if name in ("kind", "categories")}
     settings = {name: value for name, value in change.items() if name not in of_run}
@@ -158,6 +138,17 @@ def test_a_run_does_not_go_on_with_what_was_trained_differently_and_names_it(
     with pytest.raises(SpotTuneError, match=words) as told:
         other.found()
     assert "another --ckpdir" in str(told.value)
+
+
+def test_a_run_that_has_epochs_left_keeps_its_test_policy(svhn, tmp_path, capsys):
+    """Else its records would be of two policies, and say of one only."""
+    svhn("--nb_epochs", "1")
+    before = (tmp_path / "svhn/arguments.json").read_bytes()
+    with pytest.raises(SpotTuneError, match="policy argmax, but this run asks for sample"):
+        svhn("--policy", "sample")
+    assert (tmp_path / "svhn/arguments.json").read_bytes() == before
+    svhn("--nb_epochs", "1", "--policy", "sample")
+    assert "its figures stay those of --policy argmax" in capsys.readouterr().out
 
 
 # Signals.
@@ -188,67 +179,17 @@ def test_a_later_signal_has_its_usual_effect_which_is_to_end_at_once():
     assert done.returncode == -signal.SIGINT
 
 
-def start(base, ckpdir, *flags):
-    command = [sys.executable, str(REPOSITORY / "main.py"), *base, "--ckpdir", str(ckpdir)]
-    return subprocess.Popen(
-        [*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def test_a_stop_that_is_asked_for_after_the_last_epoch_is_not_forgotten(
+    trained, tmp_path, monkeypatch
+):
+    """The signal comes while the last line of a task is printed."""
 
+    def say_and_stop(line):
+        if line.startswith("svhn epoch 2/2"):
+            os.kill(os.getpid(), signal.SIGTERM)
 
-def read_until(process, text):
-    said = ""
-    while text not in said:
-        line = process.stdout.readline()
-        assert line, said
-        said += line
-    return said
-
-
-def test_a_signal_finishes_the_step_saves_says_so_and_ends_the_run_with_its_status(base, tmp_path):
-    process = start(base, tmp_path, "--nb_epochs", "100000")
-    before = read_until(process, "svhn epoch 2/")
-    process.send_signal(signal.SIGTERM)
-    rest, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "SIGTERM: finishing this step, then saving" in rest
-    assert "SIGTERM: stopped; the same command goes on" in rest
-    left = svhn(tmp_path)
-    assert left.unfinished is not None or f"epoch {len(left.history)}/" in before + rest
-    assert not list(tmp_path.glob("**/*.tmp"))
-
-
-# A signal comes while the last line of a task is printed.
-LATE_SIGNAL = """
-import os, signal, sys
-import main
-from engine import fit
-from runtime.errors import run_script
-say = fit.say
-def say_and_stop(line):
-    say(line)
-    if line.startswith("svhn epoch 2/2"):
-        os.kill(os.getpid(), signal.SIGTERM)
-fit.say = say_and_stop
-run_script(lambda: main.main(sys.argv[1:]))
-"""
-
-
-def test_a_stop_that_is_asked_for_after_the_last_epoch_is_not_forgotten(base, tmp_path):
-    arguments = [*base, "--ckpdir", str(tmp_path), "--tasks", "svhn", "dtd"]
-    command = [sys.executable, "-c", LATE_SIGNAL, *arguments]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 128 + signal.SIGTERM, done.stderr
-    assert "SIGTERM: stopped; the same command goes on" in done.stderr
-    assert len(svhn(tmp_path).history) == 2
+    monkeypatch.setattr(fit, "say", say_and_stop)
+    with pytest.raises(Stopped):
+        trained.again(tmp_path, "--tasks", "svhn", "dtd")
+    assert len(left(tmp_path).history) == 2
     assert not (tmp_path / "dtd").exists()
-
-
-def test_a_run_whose_process_was_killed_ends_with_the_same_bits(base, undisturbed, tmp_path):
-    process = start(base, tmp_path, "--checkpoint_minutes", "1e-9")
-    read_until(process, "svhn epoch 1/2")
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    main.main([*base, "--ckpdir", str(tmp_path)])
-    assert outcome(tmp_path) == outcome(undisturbed)

@@ -5,14 +5,10 @@ import math
 
 import pytest
 from conftest import REPOSITORY
+from networks import SETTINGS
 
-from engine.settings import Settings
-
-SETTINGS = Settings(
-    epochs=2, milestones=(1,), lr=0.1, lr_agent=0.01, weight_decay=5e-4, batch_size=8, resize=40,
-    crop=32, width=2, seed=0, train_split="train", policy="argmax", precision="fp32",
-    mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), source_sha256="5" * 64, data_sha256="7" * 64,
-).as_plain()  # fmt: skip
+from decathlon import SOURCE, TASK_BY_NAME
+from engine.settings import Recipe, Settings, task_settings
 
 
 def test_settings_come_back_from_json_as_they_were():
@@ -29,6 +25,18 @@ def test_the_settings_of_all_runs_of_the_study_are_read():
         for name in ("task", "method", "num_classes"):
             plain.pop(name, None)
         assert Settings.from_plain(plain).width == 32
+
+
+def test_the_source_has_no_test_policy_so_that_targets_under_any_start_from_the_same():
+    fields = {name: SETTINGS[name] for name in Recipe.__dataclass_fields__}
+    recipe = Recipe(**{**fields, "policy": "kept", "k": 3})
+    mean_std = dict.fromkeys(TASK_BY_NAME, ((0.5,) * 3, (0.2,) * 3))
+    source, target = (
+        task_settings(TASK_BY_NAME[name], kind, recipe, mean_std, "")
+        for name, kind in ((SOURCE.name, "source"), ("svhn", "spottune"))
+    )
+    assert (source.policy, target.policy) == ("argmax", "kept")
+    assert source.k == target.k == 0  # nothing reads it
 
 
 @pytest.mark.parametrize(

@@ -6,43 +6,43 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import little_memory
+from networks import CPU, batch, tiny_method
 
 from decathlon import TASK_BY_NAME
-from engine.evaluation import predict, summarise
-from engine.step import EpochSums, Trainer, lr_multiplier, noise_for
-from engine.step import train_epoch as train_epoch_from
+from engine.evaluation import InPieces, predict, summarise
+from engine.fit import not_finite
+from engine.step import EpochSums, Trainer, lr_multiplier, noise_for, train_epoch
 from image_cache.batches import TaskData
 from image_cache.packed import DataFolders
 from imdbfolder_coco import load_images, view_of
 from methods.baselines import PlainNetwork
 from methods.optimizers import Rates
-from methods.registry import build_method
-from models.resnet26 import resnet26
+from models.resnet26 import ResNet
 from runtime.devices import Compute
 from runtime.distributed import ALONE
+from runtime.errors import SpotTuneError
 
-CPU = Compute(torch.device("cpu"), "fp32")
 MEAN_STD = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+RATES, STILL = Rates(0.1, 0.01, 5e-4), Rates(0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
-    ("epoch", "multiplier"),
-    [(0, 1.0), (39, 1.0), (40, 0.1), (59, 0.1), (60, 0.1), (80, 0.1), (109, 0.1)],
+    ("milestones", "epoch", "multiplier"),
+    [
+        *[((40,), epoch, 1.0) for epoch in (0, 39)],
+        *[((40,), epoch, 0.1) for epoch in (40, 60, 80, 109)],
+        *[((40, 60, 80), epoch, 10.0**-drops) for epoch, drops in ((39, 0), (40, 1), (59, 1))],
+        *[((40, 60, 80), epoch, 10.0**-drops) for epoch, drops in ((60, 2), (80, 3), (109, 3))],
+    ],
 )
-def test_by_default_learning_rates_drop_once_as_the_released_code_does(epoch, multiplier):
-    assert lr_multiplier(epoch, milestones=(40,)) == pytest.approx(multiplier)
-
-
-@pytest.mark.parametrize(
-    ("epoch", "multiplier"),
-    [(39, 1.0), (40, 0.1), (59, 0.1), (60, 0.01), (80, 0.001), (109, 0.001)],
-)
-def test_learning_rates_drop_tenfold_at_each_milestone(epoch, multiplier):
-    assert lr_multiplier(epoch, milestones=(40, 60, 80)) == pytest.approx(multiplier)
+def test_learning_rates_drop_tenfold_at_each_milestone(milestones, epoch, multiplier):
+    assert lr_multiplier(epoch, milestones) == pytest.approx(multiplier)
 
 
 @pytest.fixture
 def data(decathlon_root, tmp_path):
+    """The 12 images of svhn's train, of 3 classes."""
     folders = DataFolders(decathlon_root, decathlon_root / "annotations", tmp_path)
     images = load_images(TASK_BY_NAME["svhn"], ["train"], folders, 16)
     view = view_of(TASK_BY_NAME["svhn"], images, 16, 16, training=True)
@@ -51,25 +51,20 @@ def data(decathlon_root, tmp_path):
 
 @pytest.fixture
 def method():
-    torch.manual_seed(0)
-    method = build_method("spottune", resnet26(2, width=4), 4)
-    for pair in method.net.pairs:
-        for parameter in pair.fine_tuned.parameters():
-            parameter.data.mul_(1.5)
-    return method
+    return tiny_method()
 
 
-def train_epoch(trainer, data, seed, label):
-    """A whole epoch, without anything between its steps."""
-    sums = EpochSums.zero(trainer.method.num_blocks, CPU.device)
-    for _ in train_epoch_from(trainer, data, seed, label, sums):
+def epoch(method, data, seed=(0, "svhn", 0), compute=CPU, rates=RATES):
+    """A whole epoch in batches of 5, 5 and 2, without anything between its steps."""
+    trainer = Trainer(method, rates, compute, batch_size=5)
+    sums = EpochSums.zero(method.num_blocks, CPU.device)
+    for _ in train_epoch(trainer, data, seed, "svhn", sums):
         pass
     return sums.averages(len(data.images))
 
 
-def epoch(method, data, seed=(0, "svhn", 0), compute=CPU, batch_size=5):
-    trainer = Trainer(method, Rates(0.1, 0.01, 5e-4), compute, batch_size)
-    return train_epoch(trainer, data, seed, "svhn")
+def predictions(method, data, size=5, policy="argmax", seed=0, compute=CPU):
+    return predict(method, data, size, policy, (seed, "svhn"), compute, "svhn")
 
 
 def test_an_epoch_is_a_function_of_its_seed(method, data):
@@ -84,23 +79,19 @@ def test_an_epoch_is_a_function_of_its_seed(method, data):
 
 
 def test_averages_are_taken_over_images_and_not_over_batches(method, data):
-    """12 images in batches of 5, 5 and 2, learning rate 0: sums by hand."""
-    frozen = Trainer(method, Rates(0.0, 0.0, 0.0), CPU, batch_size=5)
+    """By hand, with weights that do not move: uneven batches, and losses from far to near."""
     twin = copy.deepcopy(method).train()
-    result = train_epoch(frozen, data, (0, "svhn", 0), "svhn")
+    result = epoch(method, data, rates=STILL)
     noise = noise_for(twin, 12, 0, "svhn", 0)
     losses, correct = [], 0
-    for batch in data.training_batches(5, (0, "svhn", 0), "", 0, ALONE):
-        scores, _ = twin(batch.images_N3HW, noise[batch.positions])
-        losses += F.cross_entropy(scores, batch.labels_N, reduction="none").tolist()
-        correct += (scores.argmax(1) == batch.labels_N).sum().item()
+    for part in data.training_batches(5, (0, "svhn", 0), "", 0, ALONE):
+        scores, _ = twin(part.images_N3HW, noise[part.positions])
+        losses += F.cross_entropy(scores, part.labels_N, reduction="none").tolist()
+        correct += (scores.argmax(1) == part.labels_N).sum().item()
     assert [len(losses), result["train_accuracy"]] == [12, pytest.approx(100 * correct / 12)]
     assert result["train_loss"] == pytest.approx(sum(losses) / 12, rel=1e-5)
-    net = PlainNetwork(resnet26(2, width=4))
-    net.eval()
-    uneven, even = (predict(net, data, size, "argmax", (0,), CPU, "svhn") for size in (5, 12))
-    np.testing.assert_allclose(uneven.losses, even.losses, rtol=1e-5)
-    assert summarise(uneven, data.images).loss == pytest.approx(even.losses.mean(), rel=1e-6)
+    uneven, whole = (predictions(method, data, size) for size in (5, 12))
+    assert summarise(uneven, data.images).loss == pytest.approx(whole.losses.mean(), rel=1e-4)
 
 
 def test_the_share_of_fine_tuned_decisions_is_counted_per_block(method, data):
@@ -108,23 +99,22 @@ def test_the_share_of_fine_tuned_decisions_is_counted_per_block(method, data):
     with torch.no_grad():
         head.weight.zero_()
         head.bias.copy_(torch.tensor([[50.0, 0.0], [0.0, 50.0]]).repeat(6, 1).flatten())
-    frozen = Trainer(method, Rates(0.0, 0.0, 0.0), CPU, batch_size=5)
-    result = train_epoch(frozen, data, (0, "svhn", 0), "svhn")
-    assert result["train_fine_tuned_share"] == [0.0, 1.0] * 6
-    predictions = predict(method, data, 5, "argmax", (0,), CPU, "svhn")
-    assert summarise(predictions, data.images).fine_tuned_share == [0.0, 1.0] * 6
+    assert epoch(method, data, rates=STILL)["train_fine_tuned_share"] == [0.0, 1.0] * 6
+    tested = summarise(predictions(method, data), data.images)
+    assert tested.fine_tuned_share == [0.0, 1.0] * 6
+    assert tested.blocks_per_image == [0] * 6 + [12] + [0] * 6
 
 
 def test_predictions_do_not_depend_on_the_batch_size(method, data):
     for policy in ("argmax", "sample"):
-        small, large = (predict(method, data, n, policy, (0, "x"), CPU, "svhn") for n in (1, 12))
+        small, large = (predictions(method, data, size, policy) for size in (1, 12))
         assert np.array_equal(small.decisions, large.decisions)
         np.testing.assert_allclose(small.losses, large.losses, rtol=1e-4)
 
 
 def test_sampled_test_decisions_are_seeded_and_differ_from_the_likelier_ones(method, data):
     def decisions(policy, seed):
-        return predict(method, data, 5, policy, (seed, "svhn"), CPU, "svhn").decisions
+        return predictions(method, data, policy=policy, seed=seed).decisions
 
     assert np.array_equal(decisions("sample", 0), decisions("sample", 0))
     assert not np.array_equal(decisions("sample", 0), decisions("sample", 1))
@@ -133,20 +123,50 @@ def test_sampled_test_decisions_are_seeded_and_differ_from_the_likelier_ones(met
 
 def test_evaluation_changes_nothing(method, data):
     before = copy.deepcopy(method.state_dict())
-    predict(method, data, 5, "argmax", (0,), CPU, "svhn")
+    predictions(method, data)
     assert all(torch.equal(tensor, before[name]) for name, tensor in method.state_dict().items())
 
 
-def test_training_moves_all_but_the_kept_convolutions(method, data):
-    before = copy.deepcopy(method.state_dict())
-    epoch(method, data)
-    still = {n for n, t in method.state_dict().items() if torch.equal(t, before[n])}
-    assert still == {f"net.pairs.{i}.kept.conv{j}.weight" for i in range(12) for j in (1, 2)}
-
-
-def test_bf16_trains_close_to_fp32(method, data):
-    twin = copy.deepcopy(method)
-    exact = epoch(method, data)
-    rounded = epoch(twin, data, compute=Compute(torch.device("cpu"), "bf16"))
+def test_bf16_trains_and_predicts_close_to_fp32(method, data):
+    twin, bf16 = copy.deepcopy(method), Compute(torch.device("cpu"), "bf16")
+    exact, rounded = epoch(method, data), epoch(twin, data, compute=bf16)
     assert rounded["train_loss"] == pytest.approx(exact["train_loss"], rel=0.05)
     assert all(parameter.dtype == torch.float32 for parameter in twin.parameters())
+    exact, rounded = (predictions(method, data, compute=compute) for compute in (CPU, bf16))
+    assert rounded.losses.mean() == pytest.approx(exact.losses.mean(), rel=0.05)
+
+
+def test_large_weights_whose_sum_overflows_are_finite():
+    assert not_finite({"weight": torch.full((10,), 3e38), "steps": 2}) == []
+
+
+# Memory.
+
+
+def memory_hungry():
+    """A stem and a head without blocks, and 100 images of 64 x 64 that take 100 MiB in between."""
+    images, labels, noise = batch(count=100)
+    return PlainNetwork(ResNet(5, 64, ())), images.repeat(1, 1, 4, 4), labels, noise
+
+
+def test_out_of_memory_in_training_is_one_line_with_a_hint_and_no_smaller_batch():
+    method, *whole = memory_hungry()
+    trainer = Trainer(method, STILL, CPU, 100)
+    trainer.step(*(each[:1] for each in whole))  # loads the libraries
+    line = "out of memory on cpu in a training step of 100 images of 64 x 64 pixels.*--batch_size"
+    with little_memory(2**26), pytest.raises(SpotTuneError, match=line):
+        trainer.step(*whole)
+
+
+@torch.no_grad()
+def test_out_of_memory_in_evaluation_is_said_and_gives_the_same_answers(capsys):
+    method, images, _, noise = memory_hungry()
+    evaluator = method.eval().evaluator()
+    expected = torch.cat([scores for scores, *_ in InPieces(evaluator, CPU)(images, noise)])
+    assert capsys.readouterr().out == ""
+    with little_memory(2**26):
+        parts = list(InPieces(evaluator, CPU)(images, noise))
+    said = capsys.readouterr().out
+    assert "out of memory in predicting 100 images at once; going on with 50" in said
+    torch.testing.assert_close(torch.cat([scores for scores, *_ in parts]), expected)
+    assert [i for *_, part in parts for i in range(100)[part]] == list(range(100))

@@ -1,13 +1,15 @@
-"""The source network's weights, when the checkpoint that holds them is damaged."""
+"""The source network: trained here, or taken from a file; and when its checkpoint is damaged."""
 
+import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from conftest import left, outcome, records
 
-import main
 from decathlon import SOURCE
-from engine.checkpoints import Checkpoint, previous_file
+from engine.checkpoints import Checkpoint, checkpoint_file, previous_file
 from runtime.errors import SpotTuneError
 
 
@@ -20,107 +22,114 @@ def files(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != ".lock"}
 
 
-def assert_same_weights(ours, theirs):
-    ours, theirs = (Checkpoint.load(path).weights for path in (ours, theirs))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+def test_targets_start_from_the_source_and_draw_the_rest_by_seed_and_task(trained, tmp_path):
+    """Learning rates that move no weight leave what training started from."""
+    still = ["--nb_epochs", "1", "--lr", "1e-30", "--lr_agent", "1e-30"]
+    trained.again(tmp_path / "0", "--tasks", "dtd", "svhn", *still)
+    trained.again(tmp_path / "1", "--tasks", "dtd", *still, "--seed", "1")
+    starts = [left(tmp_path / seed, task).weights for seed, task in ("0 dtd", "0 svhn", "1 dtd")]
+    for name, tensor in left(trained.ckpdir, SOURCE.name).weights.items():
+        if "head.linear" in name or "running" in name or "num_batches" in name:
+            continue
+        for copy in ("kept", "fine_tuned"):
+            of_pair = re.sub(r"blocks\.(\d+)", rf"pairs.\1.{copy}", name)
+            assert all(torch.equal(start[of_pair], tensor) for start in starts), of_pair
+    for drawn in ("net.head.linear.weight", "policy_net.resnet.stem.conv.weight"):
+        assert len({tuple(start[drawn].flatten().tolist()) for start in starts}) == 3, drawn
+
+
+def test_weights_from_a_file_are_evaluated_once_and_serve_tasks_with_other_settings(
+    trained, tmp_path
+):
+    trained.again(tmp_path, "--tasks", SOURCE.name)
+    (record,) = records(tmp_path, SOURCE.name)
+    assert record["epoch"] == 0
+    assert record["val_accuracy"] == records(trained.ckpdir, SOURCE.name)[-1]["val_accuracy"]
+    before = files(tmp_path / SOURCE.name)
+    for task, lr in (("svhn", "0.1"), ("dtd", "0.2")):
+        trained.again(tmp_path, "--tasks", task, "--nb_epochs", "1", "--lr", lr, "--step1", "7")
+    assert files(tmp_path / SOURCE.name) == before
+    with pytest.raises(SpotTuneError, match="was taken from a file, but --pretrained none asks"):
+        trained.again(tmp_path, "--pretrained", "none")
+
+
+def test_the_runs_own_source_checkpoint_may_be_named_as_pretrained_but_no_other_file(
+    trained, tmp_path
+):
+    before = trained.source.read_bytes()
+    trained.again(trained.ckpdir, "--tasks", "svhn")
+    source = Checkpoint.load(trained.source)
+    weights = {name: 2 * tensor for name, tensor in source.weights.items()}
+    replace(source, weights=weights).save(tmp_path / "other")
+    with pytest.raises(SpotTuneError, match="holds a source network that was trained here"):
+        trained.again(trained.ckpdir, "--pretrained", tmp_path / "other")
+    assert trained.source.read_bytes() == before
+
+
+# Damaged.
 
 
 @pytest.fixture
 def own(trained, tmp_path):
     """The checkpoint of a finished source, which was of epoch 1 of 2 before."""
-    shutil.copytree(trained.ckpdir / SOURCE.name, tmp_path / SOURCE.name)
-    return tmp_path / SOURCE.name / "checkpoint.safetensors"
+    shutil.copytree(trained.source.parent, tmp_path / SOURCE.name)
+    return checkpoint_file(tmp_path, SOURCE.name)
 
 
-@pytest.fixture
-def train(trained, tmp_path):
-    """Trains the tasks in tmp_path."""
-
-    def run(pretrained, *tasks):
-        more = ["--ckpdir", str(tmp_path), "--pretrained", str(pretrained), "--tasks", *tasks]
-        main.main([*trained.arguments, *more])
-
-    return run
-
-
-@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("named", [True, False])
 def test_targets_do_not_start_from_an_epoch_before_the_last_and_are_told_how_to_go_on(
-    times, named, own, train, tmp_path
+    named, own, trained, tmp_path
 ):
     cut_short(own)
     before = files(own.parent)
-    for _ in range(times):
-        with pytest.raises(SpotTuneError, match="1 of 2 epochs.*add imagenet12 to --tasks") as told:
-            train(own if named else "none", "svhn")
-        assert "\n" not in str(told.value)
+    for _ in range(2):
+        with pytest.raises(SpotTuneError, match="1 of 2 epochs.*add imagenet12 to --tasks"):
+            trained.again(tmp_path, "--pretrained", own if named else "none", "--tasks", "svhn")
     assert files(own.parent) == before
     assert not (tmp_path / "svhn").exists()
 
 
 def test_a_damaged_source_that_is_a_task_goes_on_from_the_one_before(
-    own, train, trained, tmp_path, capsys
+    own, trained, tmp_path, capsys
 ):
     cut_short(own)
-    train("none", SOURCE.name, "svhn")
+    trained.again(tmp_path, "--pretrained", "none", "--tasks", SOURCE.name, "svhn")
     said = capsys.readouterr().out
     assert said.count("Going on from the one before, checkpoint.previous.safetensors") == 1
     assert "imagenet12: 1 of 2 epochs were finished before" in said
     for task in (SOURCE.name, "svhn"):
-        assert_same_weights(
-            *(d / task / "checkpoint.safetensors" for d in (tmp_path, trained.ckpdir))
-        )
+        assert outcome(tmp_path, task) == outcome(trained.ckpdir, task)
 
 
 def test_targets_start_from_a_finished_source_that_was_kept_and_leave_it_as_it_is(
-    own, train, trained, tmp_path, capsys
+    own, trained, tmp_path, capsys
 ):
-    """So that several, side by side, do not get in each other's way."""
+    """So that several, side by side, do not get in each other's way. Only its own run mends it."""
     shutil.copyfile(own, previous_file(own))
     cut_short(own)
     before = files(own.parent)
-    train(own, "svhn")
+    trained.again(tmp_path, "--pretrained", own, "--tasks", "svhn")
     said = capsys.readouterr().out
     assert f"{own}: not a readable checkpoint" in said
     assert f"source weights: {previous_file(own)}" in said
     assert files(own.parent) == before
-    assert_same_weights(
-        tmp_path / "svhn/checkpoint.safetensors", trained.ckpdir / "svhn/checkpoint.safetensors"
-    )
-
-
-def test_a_finished_task_whose_last_checkpoint_is_damaged_gets_the_one_before_in_its_place(
-    own, train, trained
-):
-    shutil.copyfile(own, previous_file(own))
-    cut_short(own)
-    train("none", SOURCE.name)
-    assert_same_weights(own, trained.ckpdir / SOURCE.name / "checkpoint.safetensors")
+    assert outcome(tmp_path) == outcome(trained.ckpdir)
+    trained.again(tmp_path, "--pretrained", "none", "--tasks", SOURCE.name)
+    assert outcome(tmp_path, SOURCE.name) == outcome(trained.ckpdir, SOURCE.name)
     assert own.with_suffix(".damaged.safetensors").stat().st_size == 1000
 
 
-@pytest.mark.parametrize("tasks", [[SOURCE.name], ["svhn"]])
-def test_damaged_weights_that_came_from_a_file_are_put_back(tasks, train, trained, tmp_path):
-    file = trained.ckpdir / SOURCE.name / "checkpoint.safetensors"
-    adopted = tmp_path / SOURCE.name / "checkpoint.safetensors"
-    train(file, SOURCE.name)
+@pytest.mark.parametrize("task", [SOURCE.name, "svhn"])
+def test_damaged_weights_that_came_from_a_file_are_put_back(task, trained, tmp_path):
+    adopted = checkpoint_file(tmp_path, SOURCE.name)
+    trained.again(tmp_path, "--tasks", SOURCE.name)
     good = adopted.read_bytes()
     shutil.copyfile(adopted, previous_file(adopted))
     cut_short(adopted)
+    with pytest.raises(SpotTuneError, match="was taken from a file"):  # still known
+        trained.again(tmp_path, "--pretrained", "none", "--tasks", SOURCE.name)
     (adopted.parent / ".lock").unlink()
-    train(file, *tasks)
+    trained.again(tmp_path, "--tasks", task, "--nb_epochs", "1")
     assert (adopted.parent / ".lock").exists()  # no other process did the same at that moment
     assert adopted.read_bytes() == good
     assert adopted.with_suffix(".damaged.safetensors").stat().st_size == 1000
-
-
-def test_a_damaged_checkpoint_of_weights_from_a_file_is_still_not_taken_for_one_trained_here(
-    train, trained, tmp_path
-):
-    adopted = tmp_path / SOURCE.name / "checkpoint.safetensors"
-    train(trained.ckpdir / SOURCE.name / "checkpoint.safetensors", SOURCE.name)
-    shutil.copyfile(adopted, previous_file(adopted))
-    cut_short(adopted)
-    with pytest.raises(SpotTuneError, match="was taken from a file"):
-        train("none", SOURCE.name)

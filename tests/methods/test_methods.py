@@ -3,74 +3,55 @@
 import copy
 import json
 import math
-import signal
+from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
-from conftest import run_script
+from conftest import left, outcome, records
+from networks import BLOCKS, CPU, WIDTH, batch, tiny_method, tiny_source
 
-import main
 import submit_val
-from decathlon import SOURCE
-from engine.checkpoints import Checkpoint
+from engine.checkpoints import checkpoint_file, compact_file
 from engine.records import cost, parameter_counts
-from engine.step import train_step
-from gumbel_softmax import added_at_test_time, gumbel_noise
+from engine.run import Run
+from engine.step import Trainer
+from gumbel_softmax import added_at_test_time
+from image_cache.orders import View
 from methods.cost import macs_per_image
 from methods.global_k import Compact
 from methods.optimizers import Rates
 from methods.registry import METHODS, Options, build_method
 from models.resnet26 import resnet26
+from models.spottune import SingleBranchNet
 from runtime.errors import SpotTuneError
-from runtime.signals import Stopped, StopRequest
 
-BLOCKS = 12
 RATES = Rates(network=0.1, policy=0.01, weight_decay=5e-4)
-GLOBAL_3 = Options(k=3, lambda_k=1.0, lambda_e=1.0)
 OPTIONS = {
     "lastk": Options(k=3),
     "l2sp": Options(l2sp_alpha=0.1, l2sp_beta=0.01),
-    "globalk": GLOBAL_3,
+    "globalk": Options(k=3, lambda_k=1.0, lambda_e=1.0),
 }
 
 
 def build(kind, options=None):
-    torch.manual_seed(0)
-    net = resnet26(2, width=4)
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):  # a source whose statistics are not the start
-            module.running_mean.normal_()
-            module.weight.data.uniform_(0.5, 1.5)
-    return build_method(kind, net, 4, options or OPTIONS.get(kind, Options()))
+    return tiny_method(kind, options or OPTIONS.get(kind, Options()))
 
 
-def images(count=8):
-    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-
-
-def noise(method, count=8, seed=0):
-    return gumbel_noise((count, method.num_blocks, 2), torch.Generator().manual_seed(seed))
-
-
-def step(method, optimizers=None):
-    """One update as the trainer makes it, without autocast."""
-
-    def forward(batch, labels, draw):
-        scores, decisions = method(batch, draw)
-        return F.cross_entropy(scores, labels), method.penalty(decisions), scores, decisions
-
-    labels = torch.arange(8) % 2
-    optimizers = optimizers or method.optimizers(RATES)
-    return train_step(images(), labels, noise(method), forward, optimizers)
+def train(method, steps=1, rates=RATES):
+    """Updates on one batch, in which half of the images use each copy of each block."""
+    images, labels, noise = batch()
+    chosen = (torch.arange(8)[:, None] + torch.arange(BLOCKS)) % 2
+    noise[..., 1] = noise[..., 0] + (2 * chosen - 1) * 20
+    trainer = Trainer(method.train(), rates, CPU, 8)
+    for _ in range(steps):
+        trainer.step(images, labels, noise)
+    return method
 
 
 def moved(method):
     """Names of what one training step changed, running statistics included."""
     before = copy.deepcopy(method.state_dict())
-    method.train()
-    step(method)
-    return {name for name, tensor in method.state_dict().items() if (tensor != before[name]).any()}
+    return {name for name, t in train(method).state_dict().items() if (t != before[name]).any()}
 
 
 @pytest.mark.parametrize("kind", ["scratch", "finetune", "l2sp", "source"])
@@ -83,52 +64,45 @@ def test_the_feature_extractor_trains_only_the_classifier():
     assert moved(build("feature")) == {"net.head.linear.weight", "net.head.linear.bias"}
 
 
-@pytest.mark.parametrize("k", [0, 1, 2, 3, 12])
+@pytest.mark.parametrize("k", [0, 1, 3, 12])
 def test_last_k_trains_the_last_k_blocks_and_the_head(k):
     method = build("lastk", Options(k=k))
-    expected = {name for name in method.state_dict() if name.startswith("net.head.")}
-    for block in range(BLOCKS - k, BLOCKS):
-        expected |= {name for name in method.state_dict() if f".blocks.{block}." in name}
-    assert moved(method) == expected
+    trained = ["net.head.", *(f"net.blocks.{block}." for block in range(BLOCKS - k, BLOCKS))]
+    assert moved(method) == {n for n in method.state_dict() if n.startswith(tuple(trained))}
 
 
-@pytest.mark.parametrize("kind", ["spottune", "globalk"])
+@pytest.mark.parametrize("kind", ["spottune", "stochastic", "globalk"])
 def test_two_branch_methods_train_all_but_the_kept_convolutions(kind):
     method = build(kind)
     still = set(method.state_dict()) - moved(method)
-    assert {name for name in still if "kept.conv" in name} == {
+    assert still - {"share_L"} == {  # Global-k's shares start at one half, and half of them chose
         f"net.pairs.{block}.kept.conv{number}.weight"
         for block in range(BLOCKS)
         for number in (1, 2)
     }
-    # A first step cannot tell equal copies apart, so the policy's weights may stand still.
-    assert all("kept.conv" in name or name.startswith("policy_net.") for name in still)
 
 
 def test_stochastic_fine_tuning_throws_a_fair_coin_for_each_image_and_block():
-    method = build("stochastic").train()
+    method = build("stochastic")
+    images, _, noise = batch(count=400)
     for mode in (True, False):
-        _, decisions = method.train(mode)(images(400), noise(method, 400))
+        _, decisions = method.train(mode)(images, noise)
         assert decisions.round().mean(dim=0).tolist() == pytest.approx([0.5] * BLOCKS, abs=0.1)
     assert len(decisions.unique(dim=0)) > 350
-    _, same = method(torch.zeros(400, 3, 16, 16), noise(method, 400))
-    assert torch.equal(same, decisions)  # it looks at nothing
+    assert torch.equal(method(torch.zeros_like(images), noise)[1], decisions)  # looks at nothing
     assert parameter_counts(method.policy_net) == (0, 0)
 
 
 @pytest.mark.parametrize(("policy", "branch"), [("finetuned", "fine_tuned"), ("kept", "kept")])
 @torch.no_grad()
 def test_all_fine_tuned_or_all_kept_at_test_time_is_a_plain_network(policy, branch):
-    method = build("spottune").train()
-    step_with_grad = torch.enable_grad()(step)
-    step_with_grad(method)
-    method.eval()
-    plain = resnet26(2, width=4).eval()
-    plain.stem, plain.head = method.net.stem, method.net.head
-    plain.blocks = torch.nn.ModuleList(getattr(pair, branch) for pair in method.net.pairs)
+    method = build("spottune").double().eval()
+    images = batch()[0].double()
+    blocks = [getattr(pair, branch) for pair in method.net.pairs]
+    plain = SingleBranchNet(method.net.stem, torch.nn.ModuleList(blocks), method.net.head)
     added = added_at_test_time(policy, 8, BLOCKS, torch.Generator())
-    torch.testing.assert_close(method(images(), added)[0], plain(images()))
-    torch.testing.assert_close(method.evaluator()(images(), added)[0], plain(images()))
+    for ours in (method, method.evaluator()):
+        torch.testing.assert_close(ours(images, added)[0], plain(images))
 
 
 def test_l2sp_penalises_the_way_from_the_pretrained_weights_by_its_formula():
@@ -155,52 +129,42 @@ def test_l2sp_takes_the_place_of_weight_decay_and_stores_no_second_network():
 
 
 def test_l2sp_holds_the_network_near_its_source():
-    near, far = build("l2sp", Options(l2sp_alpha=1.0)), build("finetune")
-    start = far.net.blocks[3].conv1.weight.detach().clone()
-    for method in (near, far):
-        optimizers = method.train().optimizers(Rates(0.1, 0.01, 0.0))
-        for _ in range(10):
-            step(method, optimizers)
-    ways = [(method.net.blocks[3].conv1.weight - start).norm().item() for method in (near, far)]
+    start = tiny_source().blocks[3].conv1.weight
+    ways = [
+        (train(method, 10, Rates(0.1, 0.01, 0.0)).net.blocks[3].conv1.weight - start).norm()
+        for method in (build("l2sp", Options(l2sp_alpha=1.0)), build("finetune"))
+    ]
     assert ways[0] < 0.8 * ways[1]
 
 
-def test_global_k_adds_the_papers_two_losses():
+@pytest.mark.parametrize(("lambda_k", "lambda_e"), [(1.0, 0.0), (0.0, 1.0), (0.3, 0.7)])
+def test_global_k_adds_the_papers_two_losses(lambda_k, lambda_e):
     """v = (1, 1/2, 1/4, 0, ...), by hand: L_k = (7/4 - 3)^2, L_e = (1/2 + 1/2) log 2."""
     decisions = torch.zeros(4, BLOCKS)
     decisions[:, 0] = 1.0
     decisions[:2, 1] = 1.0
     decisions[:1, 2] = 1.0
-    number, entropy = (7 / 4 - 3) ** 2, 0.5 * math.log(2) + 0.25 * math.log(4)
-    for weights in ((1.0, 0.0), (0.0, 1.0), (0.3, 0.7)):
-        method = build("globalk", Options(k=3, lambda_k=weights[0], lambda_e=weights[1]))
-        expected = weights[0] * number + weights[1] * entropy
-        assert method.penalty(decisions).item() == pytest.approx(expected, rel=1e-5)
+    method = build("globalk", Options(k=3, lambda_k=lambda_k, lambda_e=lambda_e))
+    expected = lambda_k * (7 / 4 - 3) ** 2 + lambda_e * math.log(2)
+    assert method.penalty(decisions).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_global_ks_losses_reach_the_policy_network():
-    method = build("globalk", Options(k=0, lambda_k=1.0)).train()
-    scores, decisions = method(images(), noise(method))
-    method.penalty(decisions).backward()
+    method = build("globalk", Options(k=0, lambda_k=1.0))
+    images, _, noise = batch()
+    method.penalty(method(images, noise)[1]).backward()
     gradient = method.policy_net.resnet.head.linear.bias.grad.view(BLOCKS, 2)
     assert (gradient[:, 1] > 0).all()  # fewer fine-tuned blocks: their logits go down
     assert torch.isfinite(gradient).all()
 
 
-def global_3_after_training():
-    method = build("globalk").train()
-    optimizers = method.optimizers(RATES)
-    for _ in range(5):
-        step(method, optimizers)
-    return method.eval()
-
-
 @torch.no_grad()
-def test_the_k_chosen_blocks_are_the_same_for_every_image():
-    method = torch.enable_grad()(global_3_after_training)()
+def test_the_k_chosen_blocks_are_the_same_for_every_image_and_draw():
+    method = torch.enable_grad()(train)(build("globalk"), 5).eval()
     for candidate in (method, method.evaluator()):
-        for draw in (0, 1):
-            _, decisions = candidate(images(50), noise(method, 50, seed=draw))
+        for seed in (0, 1):
+            images, _, noise = batch(seed, 50)
+            _, decisions = candidate(images, noise)
             assert decisions.shape == (50, BLOCKS)
             assert len(decisions.unique(dim=0)) == 1
             assert decisions[0].sum() == 3
@@ -215,179 +179,110 @@ def test_global_k_chooses_the_k_blocks_that_most_images_used(k):
 
 
 def test_the_running_share_follows_the_sampled_decisions():
-    method = build("globalk").train()
+    method = build("globalk")
+    images, _, noise = batch()
     before = method.share_L.clone()
-    _, decisions = method(images(), noise(method))
+    _, decisions = method(images, noise)
     expected = 0.99 * before + 0.01 * decisions.detach().round().mean(dim=0)
     torch.testing.assert_close(method.share_L, expected)
-    method.eval()(images(), noise(method))
+    method.eval()(images, noise)
     torch.testing.assert_close(method.share_L, expected)
 
 
 @torch.no_grad()
-def test_the_compact_network_predicts_exactly_as_the_whole():
-    method = torch.enable_grad()(global_3_after_training)()
+def test_the_compact_network_predicts_exactly_as_the_whole_with_one_copy_and_no_policy():
+    method = torch.enable_grad()(train)(build("globalk"), 5).eval()
+    images, _, noise = batch(count=50)
     compact = method.kept_for_predicting().eval()
-    whole, small = method(images(50), noise(method, 50)), compact(images(50), None)
+    whole, small = method(images, noise), compact(images, None)
     assert torch.equal(whole[0], small[0])
     assert torch.equal(whole[1], small[1])
-    again = build_method("compact", resnet26(2, width=4), 4).eval()
+    again = build_method("compact", resnet26(5, WIDTH), WIDTH).eval()
+    again.to(memory_format=torch.channels_last)  # as the whole was trained
     again.load_state_dict(compact.state_dict())
-    assert torch.equal(again(images(50), None)[0], small[0])
-
-
-def test_the_compact_network_has_one_copy_of_each_block_and_no_policy():
-    method = global_3_after_training()
-    compact = method.kept_for_predicting()
-    plain, _ = parameter_counts(resnet26(2, width=4))
-    whole, stored = parameter_counts(compact)
+    assert torch.equal(again(images, None)[0], small[0])
     assert isinstance(compact, Compact)
-    assert whole == plain
-    kept = [method.net.pairs[block].kept for block in range(BLOCKS) if not method.chosen_L()[block]]
+    plain, _ = parameter_counts(tiny_source())
+    kept = [
+        pair.kept for pair, chosen in zip(method.net.pairs, whole[1][0], strict=True) if not chosen
+    ]
     convolutions = sum(w.numel() for pair in kept for w in (pair.conv1.weight, pair.conv2.weight))
-    assert stored == plain - convolutions
-    costs = macs_per_image(method.evaluator(), 16, 16)
-    assert costs == {**macs_per_image(build("finetune").evaluator(), 16, 16)}
+    assert parameter_counts(compact) == (plain, plain - convolutions)
+    of_plain = macs_per_image(build("finetune").evaluator(), 16, 16)
+    assert macs_per_image(method.evaluator(), 16, 16) == of_plain
 
 
-@pytest.mark.parametrize(
-    ("kind", "stored"),
-    [("feature", 66), ("finetune", "plain"), ("lastk", "some"), ("spottune", "trained")],
-)
-def test_stored_parameters_are_what_a_task_adds_to_the_source(kind, stored, decathlon_root):
-    from image_cache.orders import View
-
-    method = build(kind)
-    found = cost(method, View(16, 16))
-    plain, _ = parameter_counts(resnet26(2, width=4))
-    net = build("lastk").net
-    some = sum(p.numel() for part in (*net.blocks[9:], net.head) for p in part.parameters())
-    expected = {"plain": plain, "some": some, "trained": found["trained_parameters"]}
-    assert found["stored_parameters"] == expected.get(stored, stored)
-
-
-@pytest.fixture(scope="module")
-def source(trained):
-    return str(trained.ckpdir / SOURCE.name / "checkpoint.safetensors")
+def test_stored_parameters_are_what_a_task_adds_to_the_source():
+    net = tiny_source()
+    last_3 = sum(p.numel() for part in (*net.blocks[9:], net.head) for p in part.parameters())
+    linear = sum(p.numel() for p in net.head.linear.parameters())
+    whole, _ = parameter_counts(net)
+    _, trained = parameter_counts(build("spottune"))
+    for kind, stored in (
+        ("feature", linear),
+        ("lastk", last_3),
+        ("finetune", whole),
+        ("spottune", trained),
+    ):
+        assert cost(build(kind), View(16, 16))["stored_parameters"] == stored, kind
 
 
-def train(trained, ckpdir, *arguments):
-    base = [*trained.arguments, "--ckpdir", str(ckpdir), "--nb_epochs", "2", "--tasks", "svhn"]
-    main.main([*base, *arguments])
-    return Checkpoint.load(ckpdir / "svhn/checkpoint.safetensors")
-
-
-@pytest.mark.parametrize("kind", list(METHODS))
-def test_each_method_trains_resumes_and_answers_through_the_same_road(
-    kind, trained, source, tmp_path
-):
-    flags = ["--pretrained", source, "--method", kind]
-    once = train(trained, tmp_path / "once", *flags)
-    train(trained, tmp_path / "twice", *flags, "--nb_epochs", "1")
-    twice = train(trained, tmp_path / "twice", *flags)
-    assert all(torch.equal(tensor, twice.weights[name]) for name, tensor in once.weights.items())
-    last = once.history[-1]
-    assert set(last.get("val_policies", ())) == set(METHODS[kind].policies)
-    asked = set(METHODS[kind].options)
-    assert {name for name in vars(Options()) if getattr(once.settings, name)} == asked
-    assert (once.settings.source_sha256 == "") == (kind == "scratch")
-    arguments = json.loads((tmp_path / "once/svhn/arguments.json").read_text())
-    assert arguments["method"] == kind
-    answers = submit(trained, tmp_path / "once")
-    truth = json.loads((trained.root / "annotations/svhn_val.json").read_text())["annotations"]
-    right = {row["image_id"]: row["category_id"] for row in truth}
-    share = sum(right[a["image_id"]] == a["category_id"] for a in answers) / len(answers)
-    assert 100 * share == pytest.approx(last["val_accuracy"])
+# Whole runs.
 
 
 def submit(trained, ckpdir, *flags):
+    """The category of each image of svhn's val."""
     out = ckpdir / "results.json"
-    arguments = ["--datadir", str(trained.root), "--ckpdir", str(ckpdir), "--out", str(out)]
-    submit_val.main([*arguments, "--tasks", "svhn", "--device", "cpu", *flags])
-    return json.loads(out.read_text())
+    arguments = ["--datadir", trained.root, "--ckpdir", ckpdir, "--out", out, "--tasks", "svhn"]
+    submit_val.main([str(each) for each in (*arguments, "--device", "cpu", *flags)])
+    return {answer["image_id"]: answer["category_id"] for answer in json.loads(out.read_text())}
 
 
-def test_the_compact_checkpoint_gives_the_same_answers(trained, source, tmp_path, capsys):
-    whole = train(trained, tmp_path, "--pretrained", source, "--method", "globalk")
-    said = capsys.readouterr().out
-    compact = Checkpoint.load(tmp_path / "svhn/compact.safetensors")
-    assert f"{parameter_counts(resnet26(2, 4))[0]:,} parameters instead of" in said
-    assert sum(t.numel() for t in compact.weights.values()) < 0.5 * sum(
-        tensor.numel() for tensor in whole.weights.values()
-    )
-    answers = submit(trained, tmp_path)
-    (tmp_path / "svhn/checkpoint.safetensors").unlink()  # the compact one stands alone
-    assert submit(trained, tmp_path, "--compact") == answers
+@pytest.mark.parametrize("kind", [kind for kind in METHODS if kind != "spottune"])
+def test_each_method_trains_resumes_and_answers_in_the_same_way(kind, trained, tmp_path):
+    """SpotTune, which is what all other tests train, aside."""
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    flags = ["--tasks", "svhn", "--method", kind]
+    trained.again(once, *flags, *(["--pretrained", "none"] if kind == "scratch" else []))
+    assert (once / "imagenet12").exists() == (kind != "scratch")  # which needs no source
+    trained.again(twice, *flags, "--nb_epochs", "1")
+    trained.again(twice, *flags)
+    assert outcome(once) == outcome(twice)
+    checkpoint = left(once)
+    asked = set(METHODS[kind].options)
+    assert {name for name in vars(Options()) if getattr(checkpoint.settings, name)} == asked
+    assert (checkpoint.settings.source_sha256 == "") == (kind == "scratch")
+    assert json.loads((once / "svhn/arguments.json").read_text())["method"] == kind
+    last = records(once)[-1]
+    assert set(last.get("val_policies", ())) == set(METHODS[kind].policies)
+    answers = submit(trained, once)
+    truth = json.loads((trained.root / "annotations/svhn_val.json").read_text())["annotations"]
+    right = [answers[label["image_id"]] == label["category_id"] for label in truth]
+    assert 100 * sum(right) / len(right) == pytest.approx(last["val_accuracy"])
 
 
-@pytest.mark.parametrize(
-    ("kind", "file"), [("globalk", "compact.safetensors"), ("spottune", "decisions.json")]
-)
-def test_what_only_a_finished_run_has_is_gone_while_more_epochs_are_trained(
-    kind, file, trained, source, tmp_path, monkeypatch
+def test_global_k_leaves_a_compact_network_with_the_same_answers_and_its_cost(
+    trained, tmp_path, capsys
 ):
-    flags = ["--pretrained", source, "--method", kind]
-    train(trained, tmp_path, *flags, "--nb_epochs", "1")
-    assert (tmp_path / "svhn" / file).exists()
-
-    def stop(self, group=None):
-        raise Stopped(signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(StopRequest, "raise_if_asked", stop)
-        with pytest.raises(Stopped):
-            train(trained, tmp_path, *flags)
-    assert not (tmp_path / "svhn" / file).exists()
-    if kind == "globalk":
-        with pytest.raises(SpotTuneError, match="no task could be predicted"):
-            submit(trained, tmp_path, "--compact")
-    train(trained, tmp_path, *flags)
-    assert (tmp_path / "svhn" / file).exists()
-
-
-def test_decisions_of_the_last_epoch_are_those_of_the_record(trained):
-    found = json.loads((trained.ckpdir / "svhn/decisions.json").read_text())
-    lines = (trained.ckpdir / "svhn/records.jsonl").read_text().splitlines()
-    last = json.loads(lines[-1])
-    rows = list(found["decisions"].values())
-    shares = [sum(row[block] == "1" for row in rows) / len(rows) for block in range(BLOCKS)]
-    assert shares == pytest.approx(last["val_fine_tuned_share"])
-    counts = [sum(row.count("1") == number for row in rows) for number in range(BLOCKS + 1)]
-    assert counts == last["val_blocks_per_image"]
-    assert len(set(rows)) == last["val_distinct_policies"]
-    assert last["val_policies"]["argmax"]["val_accuracy"] == last["val_accuracy"]
-    assert last["val_policies"]["kept"]["val_fine_tuned_share"] == [0.0] * BLOCKS
-    assert last["val_policies"]["finetuned"]["val_blocks_per_image"][BLOCKS] == len(rows)
-
-
-@pytest.mark.parametrize("kind", [kind for kind in METHODS if kind != "scratch"])
-def test_a_method_that_needs_pretrained_weights_says_so(kind, trained, tmp_path):
-    arguments = [*trained.arguments, "--ckpdir", str(tmp_path), "--tasks", "svhn"]
-    with pytest.raises(SpotTuneError, match="no source weights.*only --method scratch needs none"):
-        main.main([*arguments, "--method", kind])
-
-
-def test_training_from_scratch_needs_no_source(trained, tmp_path):
-    base = [*trained.arguments, "--ckpdir", str(tmp_path), "--tasks", "svhn", "--nb_epochs", "1"]
-    main.main([*base, "--method", "scratch"])
-    assert not (tmp_path / SOURCE.name).exists()
-
-
-@pytest.mark.parametrize("k", ["-1", "13", "three"])
-def test_k_outside_0_to_12_is_one_clear_line(k):
-    done = run_script("main.py", "--method", "globalk", "--k", k)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert "--k" in line
-    assert "expected 0 to 12" in line or "invalid" in line
-
-
-def test_a_policy_that_a_method_does_not_know_is_one_clear_line(trained, source, tmp_path):
-    base = [*trained.arguments, "--ckpdir", str(tmp_path), "--tasks", "svhn"]
-    with pytest.raises(SpotTuneError, match="argmax: this method decides by sample, finetuned"):
-        main.main([*base, "--pretrained", source, "--method", "stochastic", "--policy", "argmax"])
-
-
-def test_another_method_does_not_go_on_from_a_checkpoint(trained):
-    with pytest.raises(SpotTuneError, match="method spottune, but this run asks for finetune"):
-        main.main([*trained.arguments, "--tasks", "svhn", "--method", "finetune"])
+    """It is of the last epoch: gone while more epochs are trained."""
+    flags = ["--tasks", "svhn", "--method", "globalk", "--k", "1", "--lr_agent", "1"]
+    trained.again(tmp_path, *flags)
+    said = capsys.readouterr().out
+    assert f"{parameter_counts(resnet26(3, WIDTH))[0]:,} parameters instead of" in said
+    (block,) = [i for i, s in enumerate(records(tmp_path)[-1]["val_fine_tuned_share"]) if s]
+    assert block > 0  # with the first one, the cost would be that of an untrained network
+    checkpoint = left(tmp_path)
+    method = build_method("globalk", resnet26(3, WIDTH), WIDTH, checkpoint.settings.options)
+    method.share_L[block] = 1.0
+    stored = [p for p in method.kept_for_predicting().parameters() if p.requires_grad]
+    found = json.loads((tmp_path / "svhn/cost.json").read_text())
+    assert found["stored_parameters"] == sum(p.numel() for p in stored)
+    answers = submit(trained, tmp_path)
+    checkpoint_file(tmp_path, "svhn").rename(tmp_path / "whole")  # the compact one stands alone
+    assert submit(trained, tmp_path, "--compact") == answers
+    compact = compact_file(tmp_path, "svhn")
+    assert compact.stat().st_size < 0.3 * (tmp_path / "whole").stat().st_size
+    more = replace(checkpoint.settings, epochs=3)
+    Run(tmp_path, "svhn", "globalk", checkpoint.categories, more).save(method, [], [])
+    with pytest.raises(SpotTuneError, match="no task could be predicted"):
+        submit(trained, tmp_path, "--compact")

@@ -1,37 +1,25 @@
 """The networks, against the paper's counts and an independent, slow computation."""
 
 import copy
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import BLOCKS, CPU, batch, perturb_, tiny_method, tiny_spottune_and_its_source
 from reference import decide, resnet, sgd_step
 from released_files import released_names
 
 from agent_net import PolicyNet
 from engine.step import Trainer
-from gumbel_softmax import gumbel_noise
 from methods.optimizers import POLICY_WEIGHT_DECAY, Rates
-from methods.registry import build_method
 from models.resnet26 import BasicBlock, ResNet, resnet26
 from models.spottune import BlockPair, SpotTuneNet
-from runtime.devices import Compute
 from weights.source_weights import our_name
-
-CPU = Compute(torch.device("cpu"), "fp32")
 
 
 def count(parameters):
     return sum(parameter.numel() for parameter in parameters)
-
-
-def perturb_(module, seed=3):
-    """Give every parameter and running statistic a value of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    for tensor in module.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.mul_(1 + 0.2 * torch.rand(tensor.shape, generator=generator))
-            tensor[tensor == 0] = 0.1  # shifts and means start at zero
 
 
 def test_the_two_branch_network_has_the_papers_parameters():
@@ -55,10 +43,11 @@ def test_convolutions_start_he_normal_over_their_outputs():
     assert weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
 
 
-def test_only_the_kept_convolutions_are_frozen():
-    net = SpotTuneNet(resnet26(10, width=4))
-    frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
-    assert frozen == {f"pairs.{i}.kept.conv{j}.weight" for i in range(12) for j in (1, 2)}
+def test_running_statistics_take_a_tenth_of_each_batch_in_all_of_batch_norm():
+    """As in the released code, which leaves PyTorch's defaults."""
+    norms = [m for m in tiny_method().modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(norms) == (1 + 2 * 2 * BLOCKS + 1) + (1 + 2 * 3 + 1)
+    assert {(norm.momentum, norm.eps) for norm in norms} == {(0.1, 1e-5)}
 
 
 def test_the_kept_blocks_batch_norm_trains_and_follows_the_new_task():
@@ -70,20 +59,13 @@ def test_the_kept_blocks_batch_norm_trains_and_follows_the_new_task():
     assert not torch.equal(pair.kept.bn1.running_mean, torch.zeros(4))
 
 
-def tiny_spottune_and_its_source():
-    torch.manual_seed(0)
-    pretrained = resnet26(5, width=4)
-    perturb_(pretrained)
-    return SpotTuneNet(copy.deepcopy(pretrained)).eval(), pretrained.eval()
-
-
 @torch.no_grad()
 def test_an_image_that_never_picks_fine_tuning_gets_the_pretrained_network():
     spottune, pretrained = tiny_spottune_and_its_source()
     for pair in spottune.pairs:
         perturb_(pair.fine_tuned)  # fresh copies would give the same answer either way
-    images = torch.randn(4, 3, 16, 16)
-    torch.testing.assert_close(spottune(images, torch.zeros(4, 12)), pretrained(images))
+    images = batch()[0].double()
+    torch.testing.assert_close(spottune(images, torch.zeros(8, BLOCKS)), pretrained(images))
 
 
 @torch.no_grad()
@@ -91,28 +73,28 @@ def test_an_image_that_always_picks_fine_tuning_gets_the_fine_tuned_network():
     spottune, fine_tuned = tiny_spottune_and_its_source()
     for pair in spottune.pairs:
         perturb_(pair.kept)
-    images = torch.randn(4, 3, 16, 16)
-    torch.testing.assert_close(spottune(images, torch.ones(4, 12)), fine_tuned(images))
+    images = batch()[0].double()
+    torch.testing.assert_close(spottune(images, torch.ones(8, BLOCKS)), fine_tuned(images))
 
 
 @torch.no_grad()
 def test_each_image_takes_its_own_path_through_the_blocks():
-    spottune, pretrained = tiny_spottune_and_its_source()
+    spottune, _ = tiny_spottune_and_its_source()
     for pair in spottune.pairs:
         perturb_(pair.fine_tuned)
-    images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    decisions = torch.randint(0, 2, (6, 12), generator=torch.Generator().manual_seed(0)).float()
+    images = batch()[0].double()
+    decisions = torch.randint(0, 2, (8, BLOCKS), generator=torch.Generator().manual_seed(0))
     scores = spottune(images, decisions)
     for image, path, expected in zip(images, decisions, scores, strict=True):
         x = spottune.stem(image[None])
         for pair, choice in zip(spottune.pairs, path, strict=True):
             x = pair.fine_tuned(x) if choice else pair.kept(x)
-        torch.testing.assert_close(spottune.head(x)[0], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(spottune.head(x)[0], expected)
 
 
 def test_decisions_for_another_number_of_blocks_are_refused():
     with pytest.raises(ValueError, match="zip"):
-        SpotTuneNet(resnet26(2, width=4))(torch.randn(2, 3, 16, 16), torch.zeros(2, 11))
+        tiny_method().net(batch()[0], torch.zeros(8, BLOCKS - 1))
 
 
 def test_any_network_with_stem_blocks_and_head_can_be_paired():
@@ -120,33 +102,29 @@ def test_any_network_with_stem_blocks_and_head_can_be_paired():
     assert SpotTuneNet(net)(torch.randn(2, 3, 8, 8), torch.ones(2, 3)).shape == (2, 7)
 
 
+def name_in_pairs(name):
+    """Our name of a released tensor in the two-branch network, after "tuned." of its copy."""
+    copy_of = "fine_tuned" if name.startswith("tuned.") else "kept"
+    return re.sub(r"^blocks\.(\d+)", rf"pairs.\1.{copy_of}", our_name(name.removeprefix("tuned.")))
+
+
+def name_in_policy(name):
+    """Its stages have one block each: block 4 of the backbone is its block 1."""
+    return re.sub(r"^blocks\.(\d+)", lambda m: f"blocks.{int(m[1]) // 4}", our_name(name))
+
+
 class Reference:
     """The slow second form: its weights start as copies of a SpotTune method's."""
 
     def __init__(self, method):
-        def copies(tensors, wanted):
-            return {name: tensors[our_name(name)].double().clone() for name in wanted}
-
-        net = method.net.state_dict()
+        net, policy = method.net.state_dict(), method.policy_net.resnet.state_dict()
         names = list(released_names(4))
-        kept = {
-            key.replace("pairs.", "blocks.").replace(".kept.", "."): v for key, v in net.items()
-        }
-        tuned = {
-            key.replace("pairs.", "blocks.").replace(".fine_tuned.", "."): net[key] for key in net
-        }
-        policy = {}
-        for key, value in method.policy_net.resnet.state_dict().items():
-            parts = key.split(".")  # its stages have one block each: block 1 is layer2.0
-            if parts[0] == "blocks":
-                key = ".".join(["blocks", str(4 * int(parts[1])), *parts[2:]])
-            policy[key] = value
-        self.kept = copies(kept, names)
-        self.tuned = copies(tuned, [name for name in names if name.startswith("layer")])
-        self.policy = copies(policy, list(released_names(1)))
-        self.trained_net = {name: t for name, t in self.kept.items() if "conv.w" not in name}
-        stem = "pre_layers_conv.conv.weight"
-        self.trained_net[stem] = self.kept[stem]
+        tuned = [name for name in names if name.startswith("layer")]
+        self.kept = {name: net[name_in_pairs(name)].clone() for name in names}
+        self.tuned = {name: net[name_in_pairs(f"tuned.{name}")].clone() for name in tuned}
+        self.policy = {name: policy[name_in_policy(name)].clone() for name in released_names(1)}
+        frozen = [name for name in tuned if "conv.w" in name]
+        self.trained_net = {name: t for name, t in self.kept.items() if name not in frozen}
         self.trained_net |= {f"tuned.{name}": tensor for name, tensor in self.tuned.items()}
         self.momenta, self.policy_momenta = {}, {}
 
@@ -171,82 +149,44 @@ class Reference:
 
 @pytest.mark.parametrize("height", [16, 32], ids=["16 x 16", "32 x 16, upright like daimlerpedcls"])
 def test_losses_logits_gradients_and_steps_are_those_of_the_slow_form(height):
-    torch.manual_seed(0)
-    method = build_method("spottune", resnet26(5, width=4), 4).double().train()
-    perturb_(method)
+    """Every tensor that trains gets the slow form's gradient: equation 2 and the gate are right."""
+    method = tiny_method().double()
+    net, policy = method.net, method.policy_net.resnet
     reference = Reference(method)
-    trainer = Trainer(method, Rates(network=0.1, policy=0.01, weight_decay=5e-4), CPU, 6)
+    trainer = Trainer(method, Rates(network=0.1, policy=0.01, weight_decay=5e-4), CPU, 8)
     for seed in range(4):
-        generator = torch.Generator().manual_seed(seed)
-        images = torch.randn(6, 3, height, 16, generator=generator).double()
-        labels = torch.randint(0, 5, (6,), generator=generator)
-        noise = gumbel_noise((6, 12, 2), generator).double()
+        images, labels, noise = batch(seed, height=height)
+        images, noise = images.double(), noise.double()
         loss, scores, of_net, of_policy = reference.step(images, labels, noise, 0.1, 0.01, 5e-4)
         state = copy.deepcopy(method.state_dict())
-        ours = method(images, noise)[0]
-        torch.testing.assert_close(ours.detach(), scores, rtol=1e-5, atol=1e-5)
+        close(method(images, noise)[0].detach(), scores)
         method.load_state_dict(state)
         result = trainer.step(images, labels, noise)
-        assert result.loss_sum.item() / 6 == pytest.approx(loss, rel=1e-5)
-        check_gradients(method, of_net, of_policy)
-    check_weights(method, reference)
+        assert result.loss.item() / 8 == pytest.approx(loss, rel=1e-9)
+        ours = {name: p.grad for name, p in net.named_parameters() if p.requires_grad}
+        close(ours, {name_in_pairs(name): gradient for name, gradient in of_net.items()})
+        ours = {name: p.grad for name, p in policy.named_parameters()}
+        close(ours, {name_in_policy(name): gradient for name, gradient in of_policy.items()})
+    ours = {name: p.data for name, p in net.named_parameters() if p.requires_grad}
+    close(ours, {name_in_pairs(name): t for name, t in reference.trained_net.items()})
+    ours = {name: p.data for name, p in policy.named_parameters()}
+    close(ours, {name_in_policy(name): t for name, t in reference.policy.items()})
 
 
-def check_gradients(method, of_net, of_policy):
-    """Every tensor that trains got the slow form's gradient; equation 2 and the gate are right."""
-    ours = {name: p.grad for name, p in method.net.named_parameters() if p.requires_grad}
-    assert len(ours) == len(of_net)
-    for name, gradient in of_net.items():
-        torch.testing.assert_close(ours[name_in_pairs(name)], gradient, rtol=1e-4, atol=1e-6)
-    policy = dict(method.policy_net.resnet.named_parameters())
-    assert len(policy) == len(of_policy)
-    for name, gradient in of_policy.items():
-        torch.testing.assert_close(
-            policy[name_in_policy(name)].grad, gradient, rtol=1e-4, atol=1e-6
-        )
-
-
-def check_weights(method, reference):
-    ours = method.net.state_dict()
-    for name, tensor in reference.trained_net.items():
-        torch.testing.assert_close(ours[name_in_pairs(name)], tensor, rtol=1e-5, atol=1e-6)
-    policy = method.policy_net.resnet.state_dict()
-    for name, tensor in reference.policy.items():
-        torch.testing.assert_close(policy[name_in_policy(name)], tensor, rtol=1e-5, atol=1e-6)
-
-
-def name_in_pairs(name):
-    copy_of = "fine_tuned" if name.startswith("tuned.") else "kept"
-    ours = our_name(name.removeprefix("tuned."))
-    if not ours.startswith("blocks."):
-        return ours
-    _, block, rest = ours.split(".", 2)
-    return f"pairs.{block}.{copy_of}.{rest}"
-
-
-def name_in_policy(name):
-    ours = our_name(name)
-    if not ours.startswith("blocks."):
-        return ours
-    _, block, rest = ours.split(".", 2)
-    return f"blocks.{int(block) // 4}.{rest}"
+def close(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
 def test_the_policy_learns_from_the_same_loss():
-    torch.manual_seed(0)
-    method = build_method("spottune", resnet26(2, width=4), 4).train()
-    for pair in method.net.pairs:
-        perturb_(pair.fine_tuned)  # between equal copies there is nothing to learn
-    noise = gumbel_noise((4, 12, 2), torch.Generator().manual_seed(0))
-    scores, _ = method(torch.randn(4, 3, 16, 16), noise)
-    F.cross_entropy(scores, torch.tensor([0, 1, 0, 1])).backward()
+    method = tiny_method()
+    images, labels, noise = batch()
+    F.cross_entropy(method(images, noise)[0], labels).backward()
     assert method.policy_net.resnet.head.linear.weight.grad.abs().sum() > 0
     assert POLICY_WEIGHT_DECAY == 1e-3
 
 
-def test_without_noise_or_in_evaluation_decisions_are_exactly_0_or_1():
-    method = build_method("spottune", resnet26(2, width=4), 4).eval()
-    images = torch.randn(4, 3, 16, 16)
-    noise = gumbel_noise((4, 12, 2), torch.Generator().manual_seed(0))
-    for draw in (torch.zeros(4, 12, 2), noise):
+def test_in_evaluation_decisions_are_exactly_0_or_1_with_noise_and_without():
+    method = tiny_method().eval()
+    images, _, noise = batch()
+    for draw in (torch.zeros_like(noise), noise):
         assert set(method(images, draw)[1].unique().tolist()) <= {0.0, 1.0}
