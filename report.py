@@ -12,15 +12,9 @@ from collections.abc import Sequence
 from engine.arguments import add_image_arguments
 from image_cache.packed import DataFolders
 from reporting.extremes import find_extremes
-from reporting.figures import (
-    FIGURES,
-    accuracy_figures,
-    decision_figures,
-    extremes_drawn,
-    images_decide,
-    write_figures,
-)
-from reporting.page import report_text
+from reporting.figures import accuracy_figures, decision_figures, extremes_picture, images_decide
+from reporting.page import FIGURES, report_text
+from reporting.plots import save
 from reporting.study import read_study
 from runtime.cli import Parser, folder_name
 from runtime.errors import run_script
@@ -38,23 +32,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     study = read_study(args.folders)
-    accuracy = write_figures(accuracy_figures(study), args.out)
-    drawn, remarks = list(decision_figures(study)), []
+    of_accuracy, of_decisions = list(accuracy_figures(study)), list(decision_figures(study))
     annotations, packed = args.datadir / "annotations", args.datadir / "packed"
     folders = DataFolders(args.datadir, args.imdbdir or annotations, args.cachedir or packed)
+    remarks = []
     for variant in filter(images_decide, study.methods):
         examples, missing = find_extremes(study, variant, folders)
         remarks += [f"Images of {variant.title}, {remark}" for remark in missing]
         if examples:
-            drawn.append(extremes_drawn(variant, examples))
-    decisions = write_figures(drawn, args.out)
+            of_decisions.append(extremes_picture(variant, examples))
 
-    svg = {
-        picture.name: (args.out / FIGURES / f"{picture.name}.svg").read_bytes()
-        for picture in (*accuracy, *decisions)
-    }
+    figures = args.out / FIGURES
+    figures.mkdir(parents=True, exist_ok=True)
+    for picture in (*of_accuracy, *of_decisions):
+        for suffix in ("png", "svg"):
+            save(picture.figure, figures / f"{picture.name}.{suffix}")
+        say(f"{figures / picture.name}.png, .svg")
     for name, form in (("report.md", "markdown"), ("report.html", "html")):
-        text = report_text(study, form, accuracy, decisions, remarks, svg)
+        text = report_text(study, form, of_accuracy, of_decisions, remarks, figures)
         write_whole(args.out / name, text.encode())
         say(f"{args.out / name}")
 

@@ -1,8 +1,6 @@
 """The images of a task with the most and with the fewest fine-tuned blocks.
 
 Decisions are those that a run left in decisions.json; the pixels are read as training reads them.
-Whether an image was recognised is known where the answers of submit_val.py lie in the --ckpdir as
-results_val.json.
 """
 
 import json
@@ -12,30 +10,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from decathlon import TASK_BY_NAME
-from image_cache.packed import DataFolders, PackedImages
+from image_cache.packed import DataFolders
 from imdbfolder_coco import annotation_file, load_images
 from reporting.runs import Run, Variant, read_json
 from reporting.study import Study
 from runtime.errors import brief
 
 EACH = 4  # images on either side
-ANSWERS = "results_val.json"
 LONGEST_NAME = 18  # letters of a class that fit under an image
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image, H x W x 3 uint8, and its decisions, "1" for a fine-tuned block."""
+    """An image, H x W x 3 uint8, its decisions, "1" for a fine-tuned block, and its true class."""
 
     pixels: np.ndarray
     decisions: str
-    category: str = ""  # its true class
-    recognised: bool | None = None  # None where that is not known
-
-    @property
-    def result(self) -> str:
-        told = {True: ", right", False: ", wrong", None: ""}[self.recognised]
-        return f"{self.decisions.count('1')} of {len(self.decisions)}{told}"
+    category: str
 
 
 Sides = tuple[Sequence[Example], Sequence[Example]]  # fewest, most
@@ -48,7 +39,7 @@ def find_extremes(
 
     And remarks on the tasks whose images or decisions are not at hand.
     """
-    found, missing, unknown = {}, {}, []
+    found, missing = {}, {}
     for task in study.tasks:
         runs = [run for run in study.of(variant, task) if run.scored_variant == variant]
         if not runs:
@@ -57,16 +48,9 @@ def find_extremes(
             missing.setdefault("the val images were not found in --datadir", []).append(task)
         elif sides := _sides(runs[0], folders):
             found[task] = sides
-            unknown += [task] if sides[0] and sides[0][0].recognised is None else []
         else:
             missing.setdefault("--datadir holds other val images than the run's", []).append(task)
-    remarks = [f"without {', '.join(tasks)}: {reason}." for reason, tasks in missing.items()]
-    if unknown:
-        remarks.append(
-            f"whether those of {', '.join(unknown)} were recognised is not known: there is no "
-            f"{ANSWERS} in the --ckpdir (submit_val.py --out CKPDIR/{ANSWERS} writes it)."
-        )
-    return found, remarks
+    return found, [f"without {', '.join(tasks)}: {reason}." for reason, tasks in missing.items()]
 
 
 def has_images(task: str, folders: DataFolders, resize: int) -> bool:
@@ -83,16 +67,15 @@ def _sides(run: Run, folders: DataFolders) -> Sides | None:
     place = {int(image_id): index for index, image_id in enumerate(images.image_ids)}
     if not decisions.keys() <= place.keys():
         return None
-    names = _class_names(folders, run.task)
-    path = run.folder.parent / ANSWERS
-    answers = read_json(path, _answers) if path.exists() else {}
+    dataset = json.loads(annotation_file(folders.imdbdir, run.task, "val").read_bytes())
+    names = {row["id"]: row.get("name", row["id"]) for row in dataset["categories"]}
 
     def example(image_id: int) -> Example:
         index = place[image_id]
+        corner, size = np.zeros(1, dtype=np.int64), (images.heights[index], images.widths[index])
+        (pixels,) = images.crops(np.array([index]), corner, corner, *map(int, size))  # all of it
         category = int(images.categories[images.labels[index]])
-        recognised = answers[image_id] == category if image_id in answers else None
-        name = brief(names.get(category, category), LONGEST_NAME)
-        return Example(_pixels(images, index), decisions[image_id], name, recognised)
+        return Example(pixels, decisions[image_id], brief(names[category], LONGEST_NAME))
 
     fewest, most = extremes(decisions)
     return [example(image_id) for image_id in fewest], [example(image_id) for image_id in most]
@@ -101,19 +84,9 @@ def _sides(run: Run, folders: DataFolders) -> Sides | None:
 def _decisions(found: Mapping) -> dict[int, str]:
     """Image id -> its decisions, "1" for a fine-tuned block, from block 1 on."""
     rows = {int(image_id): row for image_id, row in found["decisions"].items()}
-    lengths = {len(row) for row in rows.values() if set(row) <= {"0", "1"}}
-    if len(lengths) != 1 or not all(set(row) <= {"0", "1"} for row in rows.values()):
+    if len({len(row) for row in rows.values()}) != 1 or not set("".join(rows.values())) <= {*"01"}:
         raise ValueError("rows of 0 and 1 of one length were expected")
     return rows
-
-
-def _answers(found: Sequence[Mapping]) -> dict[int, int]:
-    return {int(row["image_id"]): int(row["category_id"]) for row in found}
-
-
-def _class_names(folders: DataFolders, task: str) -> dict[int, str]:
-    dataset = json.loads(annotation_file(folders.imdbdir, task, "val").read_bytes())
-    return {row["id"]: row.get("name", row["id"]) for row in dataset["categories"]}
 
 
 def extremes(decisions: Mapping[int, str]) -> tuple[Sequence[int], Sequence[int]]:
@@ -122,18 +95,7 @@ def extremes(decisions: Mapping[int, str]) -> tuple[Sequence[int], Sequence[int]
     No image is among both.
     """
     each = min(EACH, len(decisions) // 2)
-
-    def number(image_id: int) -> int:
-        return decisions[image_id].count("1")
-
-    fewest = sorted(decisions, key=lambda image_id: (number(image_id), image_id))[:each]
-    others = decisions.keys() - set(fewest)
-    most = sorted(others, key=lambda image_id: (-number(image_id), image_id))[:each]
-    return fewest, most
-
-
-def _pixels(images: PackedImages, index: int) -> np.ndarray:
-    """The whole image, H x W x 3."""
-    corner = np.zeros(1, dtype=np.int64)
-    height, width = int(images.heights[index]), int(images.widths[index])
-    return images.crops(np.array([index]), corner, corner, height, width)[0]
+    number = {image_id: row.count("1") for image_id, row in decisions.items()}
+    fewest = sorted(number, key=lambda image_id: (number[image_id], image_id))[:each]
+    others = number.keys() - set(fewest)
+    return fewest, sorted(others, key=lambda image_id: (-number[image_id], image_id))[:each]

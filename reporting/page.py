@@ -6,7 +6,7 @@ inside as data URIs, it asks for nothing from elsewhere and runs no script.
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -14,12 +14,13 @@ from markupsafe import Markup
 
 from decathlon import ABOUT_PUBLISHED, SOURCE
 from reporting import tables
-from reporting.comparability import departures, departures_on_test
-from reporting.figures import FIGURES, Picture, seen_in_training
+from reporting.comparability import departures
+from reporting.figures import Picture, seen_in_training
 from reporting.study import Study
 from runtime.errors import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
+FIGURES = "figures"  # the folder beside the page that holds each picture as .png and .svg
 
 
 def report_text(
@@ -28,11 +29,11 @@ def report_text(
     of_accuracy: Sequence[Picture] = (),
     of_decisions: Sequence[Picture] = (),
     remarks: Sequence[str] = (),
-    svg: Mapping[str, bytes] | None = None,
+    figures: Path | None = None,
 ) -> str:
     """The whole report; `form` is "markdown" or "html".
 
-    `remarks` tell which images could not be drawn; `svg` are the pictures' files by name, for HTML.
+    `remarks` tell which images could not be drawn; `figures` is where the pictures lie.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -43,15 +44,16 @@ def report_text(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"one_line": _one_line, "anchor": _anchor}
-    is_scored = any(run.test for run in study.runs)
+
+    def svg(picture: Picture) -> str:
+        return base64.b64encode((figures / f"{picture.name}.svg").read_bytes()).decode()
+
+    environment.filters |= {"one_line": _one_line, "anchor": _anchor, "svg": svg}
     text = environment.get_template("report.j2").render(
         form=f"{form}.j2",
         study=study,
         tables=tables,
-        departures=departures_on_test(study) if is_scored else departures(study),
-        is_scored=is_scored,
-        differing=differing(study),
+        departures=departures(study),
         seen=seen_in_training(study),
         source=SOURCE.name,
         about_published=ABOUT_PUBLISHED,
@@ -59,21 +61,8 @@ def report_text(
         of_decisions=of_decisions,
         remarks=remarks,
         figures=FIGURES,
-        data={name: base64.b64encode(content).decode() for name, content in (svg or {}).items()},
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
-def differing(study: Study) -> list[str]:
-    """Which settings, besides a method's own, are not the same for all methods on a task."""
-    return [
-        name
-        for name in ("lr", "lr_agent", "precision")
-        if any(
-            len({run.setting(name) for run in study.runs if run.task == task}) > 1
-            for task in study.tasks
-        )
-    ]
 
 
 def _shown_in_html(value: object) -> object:

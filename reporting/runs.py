@@ -61,17 +61,18 @@ class Run:
     name: str  # of the folder, as the page shows it
     task: str
     method: str
-    num_classes: int | None  # None where it was not recorded
+    num_classes: int
     settings: Settings
     # By epoch: epoch, train_loss, val_accuracy in percent, seconds of training; None if missing.
     history: Sequence[Mapping[str, float | None]]
-    # What does not depend on the policy: training time in seconds; millions of parameters, and of
+    # What does not depend on the policy: training time in minutes; millions of parameters, and of
     # them those "stored" for the task besides the source network; 10^9 multiply-accumulates of
     # predicting one image, by "network" and "policy network".
     cost: Mapping[str, float] = field(default_factory=dict)
     # After the last epoch, by policy as in Variant: accuracy in percent; where images decide, over
-    # B blocks: "shares" of images that fine-tune each block, B; "images" that fine-tune 0, 1, ...
-    # blocks, B + 1; "blocks", the mean number of them; number of "distinct" policies.
+    # B blocks: "block shares", B: the share of "images" that fine-tunes each; "count shares",
+    # B + 1: the share that fine-tunes 0, 1, ... of them; "blocks", the mean number; number of
+    # "distinct" policies.
     tested: Mapping[str, Mapping] = field(default_factory=dict)
     machine: str = ""
     commit: str = ""
@@ -91,18 +92,13 @@ class Run:
         return len(self.history) >= self.settings.epochs
 
     @property
-    def data_sha256(self) -> str | None:
-        return self.settings.data_sha256 or None  # older runs did not record it
-
-    @property
     def num_blocks(self) -> int | None:
         """None where no image decides."""
-        return next(
-            (len(found["shares"]) for found in self.tested.values() if "shares" in found), None
-        )
+        found = [tested["block shares"] for tested in self.tested.values() if len(tested) > 1]
+        return len(found[0]) if found else None
 
     def setting(self, name: str) -> object:
-        """A setting, or what else was recorded under that name; None where it was not."""
+        """A setting, or what else was recorded under that name; None or "" where it was not."""
         return getattr(self if hasattr(self, name) else self.settings, name)
 
 
@@ -112,8 +108,14 @@ def own_policies(method: str) -> tuple[str, ...]:
 
 
 def policy_key(method: str, policy: str) -> str:
-    """A policy as in Variant: "" for the method's own, and for methods without decisions."""
-    return "" if policy in own_policies(method)[:1] or not own_policies(method) else policy
+    """A policy as in Variant: "" for the method's own, and for methods without decisions.
+
+    Raises ValueError for a policy that the method does not have.
+    """
+    own = own_policies(method)
+    if own and policy not in own:
+        raise ValueError(f"{method} does not decide by {brief(policy)}")
+    return policy if policy in own[1:] else ""
 
 
 # Reading.
@@ -168,16 +170,14 @@ def _optional(value: object) -> float | None:
     return None if value is None else number(value)
 
 
-def _arguments(found: Mapping) -> tuple[str, str, int | None, Settings]:
-    found = dict(found)
-    task, method = found.pop("task"), found.pop("method")
-    num_classes = _optional(found.pop("num_classes", None))
-    settings = Settings.from_plain(found)
+def _arguments(found: Mapping) -> tuple[str, str, int, Settings]:
+    task, method, num_classes = found["task"], found["method"], number(found["num_classes"])
+    own = ("task", "method", "num_classes")
+    settings = Settings.from_plain({name: found[name] for name in found if name not in own})
     known = [SOURCE_KIND] if task == SOURCE.name else METHODS
     if task not in TASK_BY_NAME or method not in known:
         raise ValueError(f"task {brief(task)} with method {brief(method)}")
-    if own_policies(method) and settings.policy not in own_policies(method):
-        raise ValueError(f"{method} does not decide by {settings.policy}")
+    policy_key(method, settings.policy)
     return task, method, num_classes, settings
 
 
@@ -188,28 +188,28 @@ def _epoch(record: Mapping) -> dict[str, float | None]:
 
 def _tested_by_policy(method: str, chosen: str, record: Mapping) -> dict[str, dict]:
     found = record.get("val_policies", {chosen: record})
-    if own_policies(method) and not found.keys() <= set(own_policies(method)):
-        raise ValueError(f"policies that {method} does not have")
     return {policy_key(method, policy): _tested(fields) for policy, fields in found.items()}
 
 
 def _tested(record: Mapping) -> dict:
     accuracy = {"accuracy": number(record["val_accuracy"])}
     shares = [number(share) for share in record["val_fine_tuned_share"]]
-    images = [number(count) for count in record["val_blocks_per_image"]]
-    distinct = number(record["val_distinct_policies"])
+    counts = [number(count) for count in record["val_blocks_per_image"]]
     if not shares:
         return accuracy
-    if len(images) != len(shares) + 1 or sum(images) <= 0:
-        raise ValueError(f"{len(shares)} shares of blocks with {len(images)} counts of images")
-    found = {"shares": shares, "images": images, "blocks": sum(shares), "distinct": distinct}
-    return accuracy | found
+    return accuracy | {
+        "block shares": shares,
+        "count shares": [count / sum(counts) for count in counts],
+        "images": sum(counts),
+        "blocks": sum(shares),
+        "distinct": number(record["val_distinct_policies"]),
+    }
 
 
 def _cost(history: Sequence[Mapping], found: Mapping) -> dict[str, float]:
     macs = found["macs_per_image"]
     return {
-        "seconds": sum(epoch["seconds"] or 0.0 for epoch in history),
+        "minutes": sum(epoch["seconds"] or 0.0 for epoch in history) / 60,
         "parameters": number(found["parameters"]) / 1e6,
         "stored": number(found["stored_parameters"]) / 1e6,
         "network": number(macs["network"]) / 1e9,

@@ -81,14 +81,11 @@ def test_scores(study: Study, variant: Variant) -> Scores:
 
 
 def _by_task_and_seed(study: Study, variant: Variant, number: Callable[[Run], object]) -> Scores:
-    return {
-        task: {
-            run.settings.seed: number(run)
-            for run in study.of(variant, task)
-            if number(run) is not None
-        }
-        for task in study.tasks
-    }
+    found: Scores = {}
+    for task in study.tasks:
+        seeds = {run.settings.seed: number(run) for run in study.of(variant, task)}
+        found[task] = {seed: value for seed, value in seeds.items() if value is not None}
+    return found
 
 
 def _with_source(scores: Scores, sources: Sequence[float]) -> Scores:
@@ -112,22 +109,11 @@ def total_stored(study: Study, variant: Variant, tasks: Sequence[str]) -> Spread
     return over_tasks(stored, tasks, lambda millions: source + sum(millions.values()))
 
 
-def mean_share(study: Study, variant: Variant) -> dict[str, list[float]]:
-    """By task: per block the share of val images that fine-tune it, mean over seeds."""
-    found = numbers(study, variant, "shares")
-    return {task: _mean_list(seeds.values()) for task, seeds in found.items() if seeds}
-
-
-def mean_blocks_per_image(study: Study, variant: Variant) -> dict[str, list[float]]:
-    """By task: the share of val images that fine-tune 0, 1, ... blocks, mean over seeds."""
-    found = numbers(study, variant, "images")
+def mean_shares(study: Study, variant: Variant, name: str) -> dict[str, list[float]]:
+    """By task the "block shares" or "count shares" of Run.tested, position by position the mean."""
+    found = numbers(study, variant, name)
     return {
-        task: _mean_list([[count / sum(counts) for count in counts] for counts in seeds.values()])
+        task: [fmean(values) for values in zip(*seeds.values(), strict=True)]
         for task, seeds in found.items()
         if seeds
     }
-
-
-def _mean_list(lists: Iterable[Sequence[float]]) -> list[float]:
-    """Position by position."""
-    return [fmean(values) for values in zip(*lists, strict=True)]

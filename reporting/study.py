@@ -13,17 +13,16 @@ from pathlib import Path
 
 from decathlon import COLUMNS, SOURCE
 from engine.settings import Settings
-from methods.registry import METHODS
 from reporting.runs import Run, Variant, read_run
 from runtime.errors import SpotTuneError
 
-# In what runs must agree to stand in one table: all of them, and those of a task. Those of a
-# variant on a task agree in every setting but these.
+# In what runs must agree to stand in one table: all of them, those of a task, those of a variant
+# on a task.
 OF_ALL = ("resize", "crop", "width", "train_split")
 OF_A_TASK = ("num_classes", "data_sha256", "mean", "std", "epochs", "milestones", "batch_size")
 OF_A_TASK += ("weight_decay",)
 FREE_IN_A_VARIANT = ("seed", "policy", "precision")
-SETTINGS = [each.name for each in fields(Settings)]
+OF_A_VARIANT = [each.name for each in fields(Settings) if each.name not in FREE_IN_A_VARIANT]
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,11 @@ class Study:
     @cached_property
     def evaluated_sources(self) -> list[Run]:
         """The source's runs that were evaluated on val, with the settings of the targets."""
-        first = self.runs[0]
-        return [r for r in self.sources if r.tested and not _differing(r, first, OF_ALL)]
+        return [
+            run
+            for run in self.sources
+            if run.tested and all(run.setting(n) == self.runs[0].setting(n) for n in OF_ALL)
+        ]
 
     @property
     def source_accuracies(self) -> list[float]:
@@ -114,22 +116,18 @@ def _runs_below(folders: Sequence[Path]) -> Iterator[Run]:
 
 def check_comparable(targets: Sequence[Run], sources: Sequence[Run] = ()) -> None:
     """Raise SpotTuneError, naming two folders and the setting, where runs cannot be tabulated."""
-    for first, *others in _groups(targets, lambda run: (run.variant, run.task, run.settings.seed)):
-        if others:
-            how = _differing(first, others[0], SETTINGS)
-            raise SpotTuneError(
-                f"{first.folder} and {others[0].folder}: two runs of {first.variant.title} on "
-                f"{first.task} with seed {first.settings.seed}, which "
-                f"{f'differ in {how}' if how else 'are alike'}; expected one. Report them apart"
-            )
     _refuse_difference(targets, (*OF_ALL, "num_blocks"))
-    started = [run for run in targets if METHODS[run.method].from_source]
-    started += [run for run in sources if run.settings.source_sha256]  # none: it was trained here
-    _refuse_difference(started, ["source_sha256"])
+    _refuse_difference([*targets, *sources], ["source_sha256"])
     for group in _groups(targets, lambda run: run.task):
         _refuse_difference(group, OF_A_TASK)
     for group in _groups(targets, lambda run: (run.variant, run.task)):
-        _refuse_difference(group, [name for name in SETTINGS if name not in FREE_IN_A_VARIANT])
+        _refuse_difference(group, OF_A_VARIANT)
+    for first, *others in _groups(targets, lambda run: (run.variant, run.task, run.settings.seed)):
+        if others:
+            raise SpotTuneError(
+                f"{first.folder} and {others[0].folder}: two runs of {first.variant.title} on "
+                f"{first.task} with seed {first.settings.seed}; expected one. Report them apart"
+            )
 
 
 def _groups(runs: Sequence[Run], key: Callable) -> Iterable[list[Run]]:
@@ -142,19 +140,14 @@ def _groups(runs: Sequence[Run], key: Callable) -> Iterable[list[Run]]:
 def _refuse_difference(runs: Sequence[Run], names: Sequence[str]) -> None:
     """Each of the settings is the same wherever it was recorded."""
     for name in names:
-        first, *others = [run for run in runs if run.setting(name) is not None] or [None]
-        for other in others:
-            if how := _differing(first, other, [name]):
-                raise SpotTuneError(
-                    f"{first.folder} and {other.folder}: cannot stand in one table, because they "
-                    f"differ in {how}. Report them apart"
-                )
-
-
-def _differing(first: Run, second: Run, names: Sequence[str]) -> str:
-    """The first of the settings in which two runs differ, with both values; "" if in none."""
-    for name in names:
-        values = first.setting(name), second.setting(name)
-        if values[0] != values[1]:
-            return f"{name} ({' and '.join(str(value)[:20] or 'none' for value in values)})"
-    return ""
+        first_with: dict[object, Run] = {}
+        for run in runs:
+            if run.setting(name) not in (None, ""):
+                first_with.setdefault(run.setting(name), run)
+        if len(first_with) > 1:
+            (value, first), (other_value, other), *_ = first_with.items()
+            raise SpotTuneError(
+                f"{first.folder} and {other.folder}: cannot stand in one table, because they "
+                f"differ in {name} ({str(value)[:20]} and {str(other_value)[:20]}). Report them "
+                f"apart"
+            )

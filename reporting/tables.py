@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decathlon import COLUMNS, PUBLISHED, SOURCE, TASK_BY_NAME, decathlon_score
 from methods.registry import METHODS
 from reporting import statistics
-from reporting.comparability import departures_on_test
+from reporting.comparability import departures
 from reporting.runs import Run, Variant
 from reporting.statistics import Scores, Spread, mean_over_tasks, numbers, over_seeds
 from reporting.study import Study
@@ -29,13 +29,16 @@ class Table:
 
 def cell(spread: Spread | None, digits: int) -> str:
     """Mean ± standard deviation; of one seed the number alone."""
-    if spread is None or spread.std is None:
-        return mean_cell(spread, digits)
-    return f"{spread.mean:.{digits}f} ± {spread.std:.{digits}f}"
+    deviation = f" ± {spread.std:.{digits}f}" if spread and spread.std is not None else ""
+    return mean_cell(spread, digits) + deviation
 
 
-def mean_cell(spread: Spread | None, digits: int, unit: float = 1.0) -> str:
-    return NONE if spread is None else f"{spread.mean / unit:.{digits}f}"
+def mean_cell(spread: Spread | None, digits: int) -> str:
+    return shown(spread.mean if spread else None, digits)
+
+
+def shown(value: float | None, digits: int) -> str:
+    return NONE if value is None else f"{value:.{digits}f}"
 
 
 def by_task(
@@ -63,12 +66,10 @@ def test_scores(study: Study) -> dict[Variant, Scores]:
     return {v: scores for v, scores in found.items() if any(scores[t] for t in study.tasks)}
 
 
-def test_table(study: Study) -> Table | None:
+def test_table(study: Study) -> Table:
     """Accuracy on test of what was scored; with published rows if comparable."""
     scores = test_scores(study)
-    if not scores:
-        return None
-    if departures_on_test(study):
+    if departures(study):
         return accuracy_table("Accuracy on test, %", scores)
     ours = accuracy_table("Accuracy on test, %, beside published rows", scores, "S")
     theirs = [[f"{row[0]} (published)", NONE, NONE, *row[1:]] for row in published_table().rows]
@@ -92,23 +93,22 @@ def accuracy_table(caption: str, scores: Mapping[Variant, Scores], points: str =
     return Table(caption, ["method", "seeds", *means, points, *tasks], rows)
 
 
+def _accuracy_cell(scores: Scores, task: str) -> str:
+    """Of the source without a deviation: it is one network, whatever the number of seeds."""
+    return (mean_cell if task == SOURCE.name else cell)(over_seeds(scores, task), 2)
+
+
 def mean_columns(scores: Mapping[Variant, Scores]) -> dict[str, list[str]]:
     """The means of an accuracy table, by header: the tasks that each is taken over."""
     tasks = [task for task in COLUMNS if any(found.get(task) for found in scores.values())]
     targets = [task for task in tasks if task != SOURCE.name]
     shared = statistics.shared_tasks(scores.values())
-    columns = {f"mean of {len(shared)} shared tasks": shared}
-    if shared == tasks or len(shared) < 2:
-        columns = {}
+    columns = {}
+    if 2 <= len(shared) < len(tasks):
+        columns[f"mean of {len(shared)} shared tasks"] = shared
     if targets != tasks:
         columns[f"mean of {counted(len(targets), 'target')}"] = targets
     return {**columns, f"mean of {counted(len(tasks), 'task')}": tasks}
-
-
-def _accuracy_cell(scores: Scores, task: str) -> str:
-    if task == SOURCE.name:  # one network's, whatever the number of seeds
-        return mean_cell(over_seeds(scores, task), 2)
-    return cell(over_seeds(scores, task), 2)
 
 
 def number_of_seeds(scores: Scores) -> str:
@@ -121,9 +121,9 @@ def published_table() -> Table:
     rows = [
         [
             row.method,
-            NONE if row.mean is None else f"{row.mean:.2f}",
+            shown(row.mean, 2),
             row.shown_score,
-            *(f"{row.accuracies[t]:.2f}" if t in row.accuracies else NONE for t in COLUMNS),
+            *(shown(row.accuracies.get(task), 2) for task in COLUMNS),
         ]
         for row in PUBLISHED
     ]
@@ -134,31 +134,29 @@ def published_table() -> Table:
 # Decisions.
 
 
-def deciding_variants(study: Study) -> list[Variant]:
-    """Those whose decisions are learnt or drawn; not those that are told one for all blocks."""
+def decision_tables(study: Study) -> list[Table]:
+    """Numbers of fine-tuned blocks, and of different rows of decisions; [] if no image decides.
+
+    Only of variants whose decisions are learnt or drawn; not of one decision told for all blocks.
+    """
     chosen = [variant for variant in study.variants if variant.policy in ("", "sample")]
-    return [variant for variant in chosen if any(numbers(study, variant, "blocks").values())]
+    deciding = [variant for variant in chosen if any(numbers(study, variant, "blocks").values())]
+    if not deciding:
+        return []
 
-
-def blocks_table(study: Study) -> Table:
-    """How many of the blocks an image fine-tunes, averaged over the val images."""
-
-    def show(variant: Variant, task: str) -> str:
+    def blocks(variant: Variant, task: str) -> str:
         return cell(over_seeds(numbers(study, variant, "blocks"), task), 1)
 
-    caption = f"Fine-tuned blocks per val image, of {study.num_blocks}"
-    return by_task(study, caption, deciding_variants(study), show)
-
-
-def policies_table(study: Study) -> Table:
-    """How many different rows of decisions the val images of a task have."""
-
-    def show(variant: Variant, task: str) -> str:
+    def policies(variant: Variant, task: str) -> str:
         distinct = over_seeds(numbers(study, variant, "distinct"), task)
-        images = numbers(study, variant, "images")[task]
-        return f"{cell(distinct, 0)} of {sum(min(images.items())[1])}" if distinct else NONE
+        images = over_seeds(numbers(study, variant, "images"), task)
+        return f"{cell(distinct, 0)} of {mean_cell(images, 0)}" if distinct else NONE
 
-    return by_task(study, "Distinct policies, of val images", deciding_variants(study), show)
+    caption = f"Fine-tuned blocks per val image, of {study.num_blocks}"
+    return [
+        by_task(study, caption, deciding, blocks),
+        by_task(study, "Distinct policies, of val images", deciding, policies),
+    ]
 
 
 # Cost.
@@ -166,55 +164,42 @@ def policies_table(study: Study) -> Table:
 
 def cost_table(study: Study) -> Table:
     """A row a method: parameters stored for all tasks, compute per image, training time."""
-    unit, seconds = time_unit(study)
     source = study.source and study.source.cost["parameters"]
     rows = []
     for variant in study.methods:
         stored = statistics.total_stored(study, variant, study.tasks)
         compute = [numbers(study, variant, part) for part in ("network", "policy network")]
-        time = statistics.sum_over_tasks(numbers(study, variant, "seconds"), study.tasks)
+        minutes = statistics.sum_over_tasks(numbers(study, variant, "minutes"), study.tasks)
         rows.append(
             [
                 variant.title,
                 mean_cell(stored, 2),
-                mean_cell(stored, 2, unit=source) if source else NONE,
+                shown(stored.mean / source if stored and source else None, 2),
                 *(mean_cell(mean_over_tasks(part, study.tasks), 3) for part in compute),
-                mean_cell(time, 1, unit=seconds),
+                mean_cell(minutes, 1),
             ]
         )
     header = ["method", "stored, M", "stored, × source", "GMAC, network", "GMAC, policy network"]
-    return Table("Cost over all tasks", [*header, f"training, {unit}"], rows)
+    return Table("Cost over all tasks", [*header, "training, minutes"], rows)
 
 
 def cost_tables_by_task(study: Study) -> list[Table]:
     """Parameters that each task adds, compute of one predicted image, training time."""
-    unit, seconds = time_unit(study)
 
-    def stored(variant: Variant, task: str) -> str:
-        return mean_cell(over_seeds(numbers(study, variant, "stored"), task), 2)
+    def table(caption: str, parts: Sequence[str], digits: int) -> Table:
+        def show(variant: Variant, task: str) -> str:
+            spreads = [over_seeds(numbers(study, variant, part), task) for part in parts]
+            found = [mean_cell(spread, digits) for spread in spreads if spread and spread.mean]
+            return " + ".join(found) or NONE
 
-    def compute(variant: Variant, task: str) -> str:
-        policy = over_seeds(numbers(study, variant, "policy network"), task)
-        network = mean_cell(over_seeds(numbers(study, variant, "network"), task), 3)
-        return f"{network} + {mean_cell(policy, 3)}" if policy and policy.mean else network
+        return by_task(study, caption, study.methods, show)
 
-    def time(variant: Variant, task: str) -> str:
-        return mean_cell(over_seeds(numbers(study, variant, "seconds"), task), 1, unit=seconds)
-
-    shown = {
-        "Parameters that a task adds to the source network, M": stored,
-        "Compute per image, GMAC: network + policy network": compute,
-        f"Training time, {unit}": time,
-    }
-    return [by_task(study, caption, study.methods, show) for caption, show in shown.items()]
-
-
-def time_unit(study: Study) -> tuple[str, int]:
-    """The same for all times of a report: name, and seconds in it."""
-    longest = max(run.cost["seconds"] for run in study.runs)
-    if longest < 120:
-        return "seconds", 1
-    return ("minutes", 60) if longest < 120 * 60 else ("hours", 3600)
+    compute = ["network", "policy network"]
+    return [
+        table("Parameters that a task adds to the source network, M", ["stored"], 2),
+        table("Compute per image, GMAC: network + policy network", compute, 3),
+        table("Training time, minutes", ["minutes"], 1),
+    ]
 
 
 # Settings.
@@ -224,12 +209,10 @@ def tasks_table(study: Study) -> Table:
     """What differs between tasks, the same for all methods."""
     rows = []
     for task in study.tasks:
-        runs = [run for run in study.runs if run.task == task]
-        settings = runs[0].settings
-        classes = [run.num_classes for run in runs if run.num_classes is not None]
+        run = next(run for run in study.runs if run.task == task)
+        settings = run.settings
         milestones = ", ".join(map(str, settings.milestones)) or "never"
-        official = TASK_BY_NAME[task].num_classes
-        numbers = [*(classes or [NONE])[:1], official, settings.epochs, milestones]
+        numbers = [run.num_classes, TASK_BY_NAME[task].num_classes, settings.epochs, milestones]
         decay = f"{settings.weight_decay:g}"
         rows.append([task, *map(str, numbers), str(settings.batch_size), decay])
     header = ["task", "classes", "official", "epochs", "rates drop after", "batch", "weight decay"]
