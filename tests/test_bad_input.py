@@ -192,7 +192,7 @@ def test_an_empty_folder_name_is_refused(capsys):
 def test_a_target_networks_checkpoint_is_no_source(trained, tmp_path):
     target = trained.ckpdir / "svhn/checkpoint.safetensors"
     line = refusal(*arguments(trained.root, tmp_path, "--pretrained", target, "--tasks", "dtd"))
-    assert "holds the spottune network of svhn; expected a source" in line
+    assert "found the spottune network of svhn, expected a ResNet-26" in line
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pt", "checkpoint.safetensors"])
