@@ -25,7 +25,8 @@ from models.resnet26 import resnet26
 from runtime.errors import SpotTuneError, brief
 from runtime.files import keep_copy, write_whole
 from runtime.progress import say
-from weights.tensor_file import MALFORMED, as_bytes, from_bytes
+from weights.malformed import MALFORMED
+from weights.tensor_file import as_bytes, from_bytes
 
 FORMAT = "spottune-decathlon-3"
 DTYPES = (torch.float32, torch.int64)

@@ -1,7 +1,5 @@
-"""Builds files in the released formats, opcode by opcode: as Python 2 wrote them, or as it did not.
-
-Bytes are put together by hand so that a test can write what no pickler would. And what is to become
-of such a file: `refusal_of`.
+"""Builds files in the released formats, opcode by opcode, so that a test can write what no pickler
+would; and what is to become of a bad one: `refusal_of`.
 """
 
 import struct
@@ -11,8 +9,6 @@ import pytest
 
 from runtime.errors import SpotTuneError
 from weights.legacy_t7 import MAGIC
-
-# The opcodes of Python 2's pickler.
 
 NONE, TRUE, MARK, TUPLE, REDUCE = b"N", b"\x88", b"(", b"t", b"R"
 CANARY = "canary"  # the file that hostile files would make
@@ -63,9 +59,6 @@ ATTACKS = {
     "os.system": call("os", "system", TOUCH),
     "subprocess": call("subprocess", "check_output", list_of(text("touch"), text(CANARY))),
     "eval": call("builtins", "eval", text(f"open({CANARY!r}, 'w').close()")),
-    "exec under its Python 2 name": call(
-        "__builtin__", "exec", text(f"open({CANARY!r}, 'w').close()")
-    ),
     "INST": MARK + TOUCH + b"iposix\nsystem\n",
     "OBJ": MARK + name("posix", "system") + TOUCH + b"o",
     "STACK_GLOBAL": text("posix") + text("system") + b"\x93" + TOUCH + b"\x85" + REDUCE,
@@ -77,8 +70,8 @@ NESTED_TUPLE = b")" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(100))
 # The parts of a saved network.
 
 
-def storage(key="0", kind="FloatStorage", size=4, view=NONE, module="torch"):
-    parts = (text("storage"), name(module, kind), text(key), text("cuda:0"), integer(size), view)
+def storage(key="0", kind="FloatStorage", size=4):
+    parts = (text("storage"), name("torch", kind), text(key), text("cuda:0"), integer(size), NONE)
     return tuple_of(*parts) + b"Q"
 
 
@@ -105,18 +98,15 @@ def module(class_name="ResNet", parameters=None, buffers=None, modules=None):
     return persistent + b")\x81" + state + b"b"
 
 
-VERSION = integer(1001)
-MACHINE = dict_of(protocol_version=b"M\xe9\x03", little_endian=TRUE)
-VALUES = struct.pack("<4f", 1.0, -2.0, 0.5, 3.25)
-STORED = struct.pack("<q", 4) + VALUES
+STORED = struct.pack("<q4f", 4, 1.0, -2.0, 0.5, 3.25)
 
 
-def saved(net=None, body=None, keys=("0",), raw=STORED, magic=MAGIC, version=VERSION, info=MACHINE):
+def saved(net=None, body=None, keys=("0",), raw=STORED):
     """A whole file; by default a small good one: its weight is [[1, -2], [0.5, 3.25]]."""
-    net = one_weight() if net is None else net
-    body = dict_of(net=net, epoch=integer(3)) if body is None else body
-    key_list = list_of(*map(text, keys))
-    return magic + b"".join(map(pickled, (version, info, body, key_list))) + raw
+    body = body or dict_of(net=net or one_weight(), epoch=integer(3))
+    facts = dict_of(protocol_version=b"M\xe9\x03", little_endian=TRUE)
+    pickles = (integer(1001), facts, body, list_of(*map(text, keys)))
+    return MAGIC + b"".join(map(pickled, pickles)) + raw
 
 
 def one_weight(weight=None):

@@ -135,7 +135,7 @@ def test_damaged_annotations_are_named_before_any_training(own_data, trained, tm
 def test_a_target_networks_checkpoint_is_no_source(trained, tmp_path):
     target = trained.ckpdir / "svhn/checkpoint.safetensors"
     line = refusal(trained.again, tmp_path, "--pretrained", target, "--tasks", "dtd")
-    assert "holds the spottune network of svhn; expected a source" in line
+    assert "found the spottune network of svhn, expected a ResNet-26" in line
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pt", "checkpoint.safetensors"])

@@ -15,34 +15,19 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from runtime.errors import brief
-from weights.closed_pickle import (
-    MAX_PICKLE_BYTES,
-    Call,
-    ClosedUnpickler,
-    Global,
-    RefusedError,
-    read_whole,
-    refusing,
-)
+from weights.closed_pickle import MAX_PICKLE_BYTES, Call, ClosedUnpickler, Global
+from weights.malformed import RefusedError
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of 0x1950a86a20f9469cfc6c
-PROTOCOL_VERSION = 1001
-MAX_BYTES = 2**28  # the file takes 23.5 million
 MAX_PARTS = 10_000  # modules, parameters and buffers; a ResNet-26 has about 500
 LONGEST_NAME = 200
 MAX_DIMENSIONS = 4
-EXPECTED = (
-    "a network saved by PyTorch 0.4 (resnet26_pretrained.t7); download it again, or name another "
-    "file"
-)
-
 DTYPES = {
     "torch.FloatStorage": "<f4",
     "torch.DoubleStorage": "<f8",
@@ -79,13 +64,11 @@ class LegacyUnpickler(ClosedUnpickler):
     """Reads one of the file's pickles, and notes in `storages`, by key, those that it refers to."""
 
     known = frozenset((*DTYPES, *PARAMETERS, *TENSORS, *OTHERS))
+    packages = ("models.", "torch.nn.")
 
     def __init__(self, stream: io.BytesIO, storages: dict[str, Storage]) -> None:
         super().__init__(stream)
         self.storages = storages
-
-    def is_known(self, name: Global) -> bool:
-        return super().is_known(name) or name.startswith(("models.", "torch.nn."))
 
     def persistent_load(self, identity: object) -> Global | Storage:
         """A module's class, which stays a name, or a storage, whatever device it was on."""
@@ -93,44 +76,33 @@ class LegacyUnpickler(ClosedUnpickler):
             case "module", Global() as name, _, _:
                 return name
             case "storage", Global() as kind, str(key), _, int(size), None:
-                storage = Storage(np.dtype(DTYPES[kind]), size)
-                if self.storages.setdefault(key, storage) != storage:
-                    raise RefusedError("two different storages under one key")
-                return self.storages[key]
+                return self.storages.setdefault(key, Storage(np.dtype(DTYPES[kind]), size))
         raise RefusedError("a reference to something other than a class or a storage")
 
 
-def read_legacy_weights(path: Path) -> dict[str, Tensor]:
-    """The network's parameters and buffers by name, as the file has them.
+def read_legacy_weights(data: bytes) -> dict[str, Tensor]:
+    """The network's parameters and buffers by name, from the content of a file.
 
     Names are such as "layer1.0.conv1.conv.weight", or "module.layer1..." of a DataParallel; values
-    are CPU tensors with memory of their own. Raises SpotTuneError for any other file.
+    are CPU tensors with memory of their own. Raises one of MALFORMED for any other file.
     """
-    data = read_whole(path, MAX_BYTES)
-    with refusing(path, EXPECTED):
-        if not data.startswith(MAGIC):
-            raise RefusedError("another format")
-        stream = io.BytesIO(data[:MAX_PICKLE_BYTES])
-        stream.seek(len(MAGIC))
-        storages: dict[str, Storage] = {}
-        version, machine, saved, keys = (LegacyUnpickler(stream, storages).load() for _ in range(4))
-        if version != PROTOCOL_VERSION or machine["little_endian"] is not True:
-            raise RefusedError("another version of the format, or big-endian numbers")
-        parts = list(islice(named_parts(network_in(saved)), MAX_PARTS + 1))
-        if len(parts) > MAX_PARTS:
-            raise RefusedError(f"a network of more than {MAX_PARTS:,} parts")
-        place_storages(storages, keys, data, stream.tell())
-        arrays = {name: array_of(part, data) for name, part in parts if part is not None}
-        if sum(array.nbytes for array in arrays.values()) > len(data):
-            raise RefusedError("tensors that take more memory than the file")
-        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    stream = io.BytesIO(data[:MAX_PICKLE_BYTES])
+    stream.seek(len(MAGIC))
+    storages: dict[str, Storage] = {}
+    _, _, saved, keys = (LegacyUnpickler(stream, storages).load() for _ in range(4))
+    parts = list(islice(named_parts(network_in(saved)), MAX_PARTS + 1))
+    if len(parts) > MAX_PARTS:
+        raise RefusedError(f"a network of more than {MAX_PARTS:,} parts")
+    place_storages(storages, keys, data, stream.tell())
+    arrays = {name: array_of(part, data) for name, part in parts if part is not None}
+    if sum(array.nbytes for array in arrays.values()) > len(data):
+        raise RefusedError("tensors that take more memory than the file")
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 
 def place_storages(storages: dict[str, Storage], keys: object, data: bytes, position: int) -> None:
-    """Find where each storage starts; `keys` gives their order in `data` from `position` on."""
-    if type(keys) is not list or any(type(key) is not str for key in keys):
-        raise RefusedError("a list of storages that is no list of keys")
-    if sorted(keys) != sorted(storages):
+    """Find where each storage starts in `data`, the first of `keys` at `position`."""
+    if keys != sorted(storages):  # the order in which every PyTorch wrote them
         raise RefusedError("a list of storages that differs from those the network refers to")
     for key in keys:
         storage = storages[key]
@@ -153,7 +125,7 @@ def named_parts(net: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     Also None for each module, and for what it lacks (the bias of a convolution): by counting the
     parts the caller bounds the work, even if a module contains itself.
     """
-    if type(net) is dict:
+    if isinstance(net, dict):
         yield from net.items()
         return
     for kind in ("_parameters", "_buffers", "_modules"):
@@ -172,10 +144,9 @@ def array_of(part: object, data: bytes) -> np.ndarray:
     if type(part) is not Call or part.function not in TENSORS:
         raise RefusedError(f"{type(part).__name__} in the place of a tensor")
     storage, offset, shape, strides = part.arguments[:4]
-    if type(storage) is not Storage or not len(shape) == len(strides) <= MAX_DIMENSIONS:
+    is_counts = all(type(number) is int and number >= 0 for number in (offset, *shape))
+    if type(storage) is not Storage or not is_counts or len(shape) > MAX_DIMENSIONS:
         raise RefusedError("a tensor of an unknown form")
-    if any(type(number) is not int or number < 0 for number in (offset, *shape)):
-        raise RefusedError("a tensor whose offset or shape is not made of counts")
     size, itemsize = math.prod(shape), storage.dtype.itemsize
     if offset + size > storage.size:
         raise RefusedError(f"a tensor that needs {offset + size:,} of {storage.size:,} elements")

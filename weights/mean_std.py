@@ -15,20 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from weights.closed_pickle import (
-    MAX_PICKLE_BYTES,
-    Call,
-    ClosedUnpickler,
-    RefusedError,
-    read_whole,
-    refusing,
-)
+from runtime.errors import SpotTuneError
+from weights.closed_pickle import MAX_PICKLE_BYTES, Call, ClosedUnpickler
+from weights.malformed import RefusedError, refusing
 
 Rgb = tuple[float, float, float]
-EXPECTED = (
-    "a pickle with the mean and std of each task; use the decathlon_mean_std.pickle that comes "
-    "with this project"
-)
+EXPECTED = "the mean and std of each task; use this project's own decathlon_mean_std.pickle"
+ARRAYS = ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
 
 
 class MeanStdUnpickler(ClosedUnpickler):
@@ -36,9 +29,7 @@ class MeanStdUnpickler(ClosedUnpickler):
 
     known = frozenset(
         {"numpy.ndarray", "numpy.dtype", "_codecs.encode"}
-        | {f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")}
-        | {f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")}
-        | {f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")}
+        | {f"{core}.{name}" for core in ("numpy.core", "numpy._core") for name in ARRAYS}
     )
 
 
@@ -56,11 +47,12 @@ def read_mean_std(path: Path) -> dict[str, tuple[Rgb, Rgb]]:
     Raises SpotTuneError unless every mean has a std, each of three finite numbers, mean from 0 to 1
     and std above 0.
     """
-    data = read_whole(path, MAX_PICKLE_BYTES)
+    if not path.is_file():
+        raise SpotTuneError(f"{path}: no such file of means; name another with --mean_std")
     with refusing(path, EXPECTED):
-        entries = MeanStdUnpickler(io.BytesIO(data)).load()
-        if type(entries) is not dict:
-            raise RefusedError(f"{type(entries).__name__} in the place of a dict")
+        with path.open("rb") as stream:
+            start = stream.read(MAX_PICKLE_BYTES)
+        entries = MeanStdUnpickler(io.BytesIO(start)).load()
         tasks = [key.removesuffix("mean") for key in entries if key.endswith("mean")]
         return {task: figures(task, entries) for task in tasks}
 

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from models.resnet26 import BLOCKS_PER_STAGE, ResNet, resnet26
 from runtime.errors import SpotTuneError, brief
-from weights.closed_pickle import MISFITS
 from weights.legacy_t7 import MAGIC, network_in, read_legacy_weights
-from weights.tensor_file import MALFORMED, content_sha256, from_bytes
+from weights.malformed import MALFORMED, RefusedError, refusing
+from weights.tensor_file import content_sha256, from_bytes
 
 OUR_NAME_OF = {
     "pre_layers_conv.conv": "stem.conv",
@@ -57,8 +57,8 @@ SOURCE_KIND, PREFIX = "source", "weights.net."  # in our own checkpoints, see en
 OLD_FORMAT = "spottune-decathlon"  # how the "format" of a checkpoint.pt began
 DATA_PARALLEL_PREFIX = "module."
 EXPECTED = (
-    "expected a ResNet-26 as resnet26_pretrained.t7, a state dict with its names or ours, or a "
-    "source checkpoint of main.py. Download it again, or name another file"
+    "a ResNet-26 as resnet26_pretrained.t7, a state dict with its names or ours, or a source "
+    "checkpoint of main.py. Download it again, or name another file"
 )
 
 
@@ -74,34 +74,30 @@ def read_source_weights(path: Path) -> dict[str, Tensor]:
         )
     with path.open("rb") as stream:
         start = stream.read(100)
-    if start.startswith(MAGIC):
-        return _by_our_names(read_legacy_weights(path), path)
-    if start.startswith(b"PK"):
-        return _by_our_names(_saved_by_torch(path), path)
-    if start[8:9] == b"{":
-        return _by_our_names(_from_safetensors(path), path)
-    found = "a web page" if start.lstrip().startswith(b"<") else f"a file of {start[:8]!r}..."
-    raise SpotTuneError(f"{path}: found {found if start else 'an empty file'}, {EXPECTED}")
+    with refusing(path, EXPECTED):
+        if start.startswith(MAGIC):
+            weights = read_legacy_weights(path.read_bytes())
+        elif start.startswith(b"PK"):
+            weights = _saved_by_torch(path)
+        elif start[8:9] == b"{":
+            weights = _from_safetensors(path.read_bytes())
+        else:
+            is_html = start.lstrip().startswith(b"<")
+            raise RefusedError("a web page" if is_html else f"a file that starts {start[:8]!r}")
+        return _by_our_names(weights)
 
 
 def _saved_by_torch(path: Path) -> dict[str, Tensor]:
     """A state dict, bare or under "net"."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, AssertionError, MemoryError, *MISFITS) as error:
-        raise SpotTuneError(
-            f"{path}: torch.load(weights_only=True) cannot read it: it is damaged, or holds more "
-            f"than tensors. Save the network's state_dict() instead, or name another file"
-        ) from error
+    except (RuntimeError, OSError, AssertionError, MemoryError, *MALFORMED) as error:
+        raise RefusedError("a damaged file, or one that holds more than tensors") from error
     if isinstance(saved, dict) and str(saved.get("format")).startswith(OLD_FORMAT):
-        raise SpotTuneError(
-            f"{path}: found a checkpoint of an earlier version of this project, which is no longer "
-            f"read. Train the source again, or name another file"
-        )
+        raise RefusedError("a checkpoint of an earlier version of this project")
     weights = network_in(saved)
     if not isinstance(weights, dict) or not all(map(_is_plain_tensor, weights.values())):
-        found = list(saved)[:4] if isinstance(saved, dict) else f"a {type(saved).__name__}"
-        raise SpotTuneError(f"{path}: found {brief(found)} instead of tensors by name, {EXPECTED}")
+        raise RefusedError("something other than tensors by name")
     return weights
 
 
@@ -109,25 +105,18 @@ def _is_plain_tensor(value: object) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided
 
 
-def _from_safetensors(path: Path) -> dict[str, Tensor]:
+def _from_safetensors(data: bytes) -> dict[str, Tensor]:
     """All tensors of a file; of our own checkpoint those of the source network."""
-    try:
-        text, tensors = from_bytes(path.read_bytes())
-        if text is None:
-            return tensors
-        facts = json.loads(text)
-        kind, task = facts["kind"], facts["task"]
-    except MALFORMED as error:
-        raise SpotTuneError(f"{path}: found a damaged file ({brief(error)}), {EXPECTED}") from error
-    if kind != SOURCE_KIND:
-        raise SpotTuneError(
-            f"{path}: holds the {brief(kind)} network of {brief(task)}; expected a source network, "
-            f"such as the checkpoint of imagenet12"
-        )
+    text, tensors = from_bytes(data)
+    if text is None:
+        return tensors
+    facts = json.loads(text)
+    if facts["kind"] != SOURCE_KIND:
+        raise RefusedError(f"the {brief(facts['kind'])} network of {brief(facts['task'])}")
     return {n.removeprefix(PREFIX): t for n, t in tensors.items() if n.startswith(PREFIX)}
 
 
-def _by_our_names(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _by_our_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights under our names, whether they have these already or the released code's."""
     if all(str(name).startswith(DATA_PARALLEL_PREFIX) for name in weights):
         weights = {name.removeprefix(DATA_PARALLEL_PREFIX): w for name, w in weights.items()}
@@ -138,10 +127,7 @@ def _by_our_names(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor
         try:
             renamed[our_name(str(name))] = tensor
         except KeyError as error:
-            raise SpotTuneError(
-                f"{path}: found a tensor {brief(repr(name))} that a ResNet-26 does not have, "
-                f"{EXPECTED}"
-            ) from error
+            raise RefusedError(f"{brief(repr(name))}, which no ResNet-26 has") from error
     return renamed
 
 

@@ -10,12 +10,9 @@ from collections.abc import Mapping
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 TEXT, CHECKSUM = "spottune", "sha256"
-# What reading a damaged or foreign file, or its JSON, raises.
-MALFORMED = (SafetensorError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
 
 
 def as_bytes(text: str, tensors: Mapping[str, Tensor]) -> bytes:

@@ -82,10 +82,6 @@ def save_checkpoint(weights, path, **facts):
     path.write_bytes(as_bytes(json.dumps(facts), tensors))
 
 
-def flipped(data):
-    return data[:-1] + bytes([data[-1] ^ 1])
-
-
 def save_legacy(value, path):
     torch.save(value, path, _use_new_zipfile_serialization=False)
 
@@ -142,7 +138,9 @@ def test_the_kind_of_a_source_is_the_registrys():
 def test_the_real_weights_give_the_scores_of_the_slow_form():
     """The released file's own names in the slow form, ours in the network: the same scores."""
     net = SourceWeights.read(STAND_IN, width=32).network(32).train()
-    by_name = {name: tensor.double() for name, tensor in read_legacy_weights(STAND_IN).items()}
+    by_name = {
+        name: tensor.double() for name, tensor in read_legacy_weights(STAND_IN.read_bytes()).items()
+    }
     for size in ((64, 64), (144, 72)):
         images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
         expected = resnet(images.double(), by_name).float()
@@ -169,6 +167,14 @@ class Hostile:
         return os.system, (f"touch {CANARY}",)
 
 
+def bytes_of(data):
+    return lambda weights, path: path.write_bytes(data)
+
+
+def value(saved):
+    return lambda weights, path: torch.save(saved, path)
+
+
 def changed(**changes):
     """Writes the weights with these tensors instead; None leaves one out."""
 
@@ -187,63 +193,57 @@ def cut_short(writer):
     return write
 
 
-def lying_header(weights, path):
-    claims = {"stem.conv.weight": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
-    header = json.dumps(claims).encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header)
+def flipped(weights, path):
+    save_checkpoint(weights, path)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
-RESNET18 = {"conv1.weight": torch.ones(64, 3, 7, 7), "fc.bias": torch.ones(1000)}
+CLAIM = b'{"stem.conv.weight": {"dtype": "F32", "shape": [%d], "data_offsets": [0, %d]}}'
+LYING_HEADER = CLAIM % (2**40, 2**42)
+TARGET = {"kind": "spottune", "task": "svhn"}
+TERABYTE = torch.zeros(1).expand(2**38)  # one number, over and over
 NAN = torch.tensor([0.5, torch.nan, 0.5])
 REFUSED = {
     # Files of other kinds.
-    "an absent file": (lambda w, path: None, "no such file of pretrained weights"),
-    "an empty file": (lambda w, path: path.touch(), "found an empty file"),
-    "a web page": (lambda w, path: path.write_text("\n<!DOCTYPE html>"), "found a web page"),
-    "a text file": (lambda w, path: path.write_text("# Weights\n"), "found a file of b'# Weight'"),
-    "a zip file": (lambda w, path: path.write_bytes(b"PK\x03\x04" + bytes(60)), "cannot read it"),
-    "a whole module": (lambda w, path: torch.save(nn.Linear(2, 2), path), "state_dict()"),
-    "code": (lambda w, path: torch.save({"net": Hostile()}, path), "cannot read it"),
+    "absent": (lambda w, path: None, "no such file of pretrained weights"),
+    "empty": (bytes_of(b""), "found a file that starts b''"),
+    "a web page": (bytes_of(b"\n<!DOCTYPE html>"), "found a web page"),
+    "text": (bytes_of(b"# Weights\n"), "found a file that starts b'# Weight'"),
+    "a zip file": (bytes_of(b"PK\x03\x04" + bytes(60)), "a damaged file"),
+    "a whole module": (value(nn.Linear(2, 2)), "more than tensors"),
+    "code": (value({"net": Hostile()}), "more than tensors"),
     "code in the old format": (lambda w, path: save_legacy(Hostile(), path), ".system'"),
-    "a tensor": (lambda w, path: torch.save(torch.ones(3), path), "found a Tensor instead"),
-    "something else in a dict": (lambda w, path: torch.save({"acc": 1}, path), "found ['acc']"),
-    "an old checkpoint": (
-        lambda w, path: torch.save({"format": "spottune-decathlon-2", "weights": w}, path),
-        "a checkpoint of an earlier version of this project",
+    "a tensor": (value(torch.ones(3)), "other than tensors by name"),
+    "no network": (value({"acc": 1}), "other than tensors by name"),
+    "an old checkpoint": (value({"format": "spottune-decathlon-2"}), "of an earlier version"),
+    "a target": (
+        lambda w, path: save_checkpoint(w, path, **TARGET),
+        "the spottune network of svhn",
     ),
-    "a target's checkpoint": (
-        lambda w, path: save_checkpoint(w, path, kind="spottune", task="svhn"),
-        "holds the spottune network of svhn; expected a source network",
-    ),
-    "torch.save, cut short": (cut_short("torch.save, our names"), "cannot read it"),
+    "torch.save, cut short": (cut_short("torch.save, our names"), "a damaged file"),
     "safetensors, cut short": (cut_short("safetensors, our names"), "a damaged file"),
     "the old format, cut short": (cut_short("torch.save, old format"), "too early"),
-    "a header that lies": (lying_header, "a damaged file"),
-    "facts that are no dict": (
-        lambda w, path: path.write_bytes(as_bytes("[1]", w)),
+    "a header that lies": (
+        bytes_of(struct.pack("<Q", len(LYING_HEADER)) + LYING_HEADER),
         "a damaged file",
     ),
-    "a checkpoint with a flipped bit": (
-        lambda w, path: path.write_bytes(flipped(as_bytes('{"kind": "source"}', w))),
-        "its content is not what was written",
-    ),
+    "facts that are no dict": (bytes_of(as_bytes("[1]", {})), "a damaged file"),
+    "a checkpoint with a flipped bit": (flipped, "a damaged file"),
     # Other networks.
-    "a ResNet-18": (lambda w, path: torch.save(RESNET18, path), "found a tensor 'conv1.weight'"),
-    "another network": (lambda w, path: path.write_bytes(saved()), "found a tensor 'weight'"),
-    "a width of its own": (
-        lambda w, path: torch.save(resnet26(CLASSES, 4).state_dict(), path),
-        "a network of width 4; expected width 2",
+    "a ResNet-18": (
+        value({"conv1.weight": torch.ones(64, 3, 7, 7)}),
+        "found 'conv1.weight', which",
     ),
+    "another network": (bytes_of(saved()), "found 'weight', which no ResNet-26 has"),
+    "another width": (value(resnet26(CLASSES, 4).state_dict()), "width 4; expected width 2"),
     "one missing": (changed(blocks__3__bn1__bias=None), "1 tensors missing ['blocks.3.bn1.bias']"),
     "one too many": (changed(extra=torch.ones(1)), "1 without a place ['extra']"),
     "another shape": (changed(head__bn__bias=torch.ones(7)), "shape or type ['head.bn.bias']"),
     "no classifier": (changed(head__linear__bias=None), "missing ['head.linear.bias']"),
     "half precision": (changed(head__bn__bias=torch.ones(16).half()), "type ['head.bn.bias']"),
     "NaN": (changed(head__linear__bias=NAN), "weights that are not finite"),
-    "one number for a terabyte": (
-        changed(head__linear__bias=torch.zeros(1).expand(2**38)),
-        "claims tensors larger than the file",
-    ),
+    "a terabyte of one number": (changed(head__linear__bias=TERABYTE), "larger than the file"),
 }
 
 
