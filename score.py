@@ -7,10 +7,11 @@ What counts as a right answer stands in challenge/scoring.py.
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from challenge.scoring import SPLITS, as_record, as_text, score
+from challenge.scoring import SPLITS, as_text, score
 from challenge.submissions import PUBLIC_LABELS, read_answers, read_labels
 from decathlon import TASK_BY_NAME
 from runtime.cli import Parser
@@ -36,24 +37,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def check_output(path: Path, inputs: Iterable[Path]) -> None:
-    """Refuse early what could not be written, or would replace what is being scored."""
-    check_place(path)
-    if any(path.resolve() == other.resolve() for other in inputs):
-        raise SpotTuneError(f"--json {path}: this is the file to be scored; name another")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     results = args.results or Path(args.split) / "results.json"
     if args.json:
-        check_output(args.json, inputs=[results, args.annotations])
+        check_place(args.json)
+        if args.json.resolve() in (results.resolve(), args.annotations.resolve()):
+            raise SpotTuneError(f"--json {args.json}: this file is to be scored; name another")
     answers = read_answers(results)
     tasks = [name for name in TASK_BY_NAME if name in args.tasks]
     labels = read_labels(args.annotations, args.split, tasks)
     report = score(answers, labels, args.split, tasks)
     if args.json:
-        write_whole(args.json, (json.dumps(as_record(report), indent=2) + "\n").encode())
+        write_whole(args.json, (json.dumps(asdict(report), indent=2) + "\n").encode())
     print(as_text(report))
 
 

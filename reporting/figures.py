@@ -16,6 +16,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from methods.registry import METHODS
 from reporting.extremes import Sides
 from reporting.plots import (
     FINE_TUNED,
@@ -27,11 +28,11 @@ from reporting.plots import (
     recorded,
     share_figure,
 )
-from reporting.runs import Variant, own_policies
+from reporting.runs import Variant
 from reporting.statistics import (
     Spread,
-    mean_over_tasks,
     mean_shares,
+    over_tasks,
     shared_tasks,
     total_stored,
     val_scores,
@@ -114,7 +115,7 @@ def accuracy_figures(study: Study) -> Iterator[Picture]:
         yield Picture("learning_val", title, caption, figure)
     title = "Cross-entropy in training, nats"
     yield Picture("learning_train", title, caption, curves_figure(train, title))
-    tasks = shared_tasks(val_scores(study, variant) for variant in study.methods)
+    tasks = shared_tasks(val_scores(study).get(variant, {}) for variant in study.methods)
     points = tradeoff_points(study, tasks)
     if len(points) > 1:
         title = f"Mean accuracy on val, %{seen_in_training(study)}"
@@ -179,7 +180,7 @@ def tradeoff_points(study: Study, tasks: Sequence[str]) -> list[tuple[Style, flo
     points = []
     targets = [task for task in tasks if task in study.tasks]
     for variant, style in styles(study).items():
-        accuracy = mean_over_tasks(val_scores(study, variant), tasks)
+        accuracy = over_tasks(val_scores(study).get(variant, {}), tasks)
         stored = total_stored(study, variant, targets)
         if accuracy and stored:
             points.append((style, stored.mean, accuracy))
@@ -214,7 +215,7 @@ def decision_figures(study: Study) -> Iterator[Picture]:
     """Which blocks are fine-tuned, and how many an image; not of the coin's draws."""
     for variant in study.methods:
         shares = mean_shares(study, variant, "block shares")
-        if shares and own_policies(variant.method)[:1] != ("sample",):
+        if shares and METHODS[variant.method].policies[:1] != ("sample",):
             title = f"{variant.title}: val images that use each fine-tuned block"
             figure, name = share_figure(shares, title), f"fine_tuned_share_{variant.slug}"
             yield Picture(name, title, "Mean over seeds.", figure)
@@ -227,7 +228,7 @@ def decision_figures(study: Study) -> Iterator[Picture]:
 
 def images_decide(variant: Variant) -> bool:
     """Whether each image has decisions of its own that were learnt."""
-    return own_policies(variant.method)[:1] == ("argmax",)
+    return METHODS[variant.method].policies[:1] == ("argmax",)
 
 
 def blocks_figure(shares: Mapping[str, Sequence[float]], title: str) -> Figure:

@@ -5,10 +5,18 @@ from dataclasses import dataclass
 
 from decathlon import COLUMNS, PUBLISHED, SOURCE, TASK_BY_NAME, decathlon_score
 from methods.registry import METHODS
-from reporting import statistics
 from reporting.comparability import departures
 from reporting.runs import Run, Variant
-from reporting.statistics import Scores, Spread, mean_over_tasks, numbers, over_seeds
+from reporting.statistics import (
+    Scores,
+    Spread,
+    numbers,
+    over_tasks,
+    shared_tasks,
+    test_scores,
+    total,
+    total_stored,
+)
 from reporting.study import Study
 
 NONE = "–"
@@ -27,18 +35,18 @@ class Table:
     words: Sequence[int] = (0,)
 
 
-def cell(spread: Spread | None, digits: int) -> str:
-    """Mean ± standard deviation; of one seed the number alone."""
-    deviation = f" ± {spread.std:.{digits}f}" if spread and spread.std is not None else ""
-    return mean_cell(spread, digits) + deviation
+def shown(value: float | None, digits: int) -> str:
+    return NONE if value is None else f"{value:.{digits}f}"
 
 
 def mean_cell(spread: Spread | None, digits: int) -> str:
     return shown(spread.mean if spread else None, digits)
 
 
-def shown(value: float | None, digits: int) -> str:
-    return NONE if value is None else f"{value:.{digits}f}"
+def cell(spread: Spread | None, digits: int) -> str:
+    """Mean ± standard deviation; of one seed the number alone."""
+    deviation = f" ± {spread.std:.{digits}f}" if spread and spread.std is not None else ""
+    return mean_cell(spread, digits) + deviation
 
 
 def by_task(
@@ -56,16 +64,6 @@ def counted(number: int, noun: str) -> str:
 # Accuracy.
 
 
-def val_scores(study: Study) -> dict[Variant, Scores]:
-    return {variant: statistics.val_scores(study, variant) for variant in study.variants}
-
-
-def test_scores(study: Study) -> dict[Variant, Scores]:
-    """Of the variants that were scored."""
-    found = {variant: statistics.test_scores(study, variant) for variant in study.variants}
-    return {v: scores for v, scores in found.items() if any(scores[t] for t in study.tasks)}
-
-
 def test_table(study: Study) -> Table:
     """Accuracy on test of what was scored; with published rows if comparable."""
     scores = test_scores(study)
@@ -80,29 +78,26 @@ def accuracy_table(caption: str, scores: Mapping[Variant, Scores], points: str =
     means = mean_columns(scores)
     tasks = list(means.values())[-1]
     points = points or f"points of {counted(len(tasks), 'task')} (not S)"
+    show = dict.fromkeys(tasks, cell)
+    show[SOURCE.name] = mean_cell  # one network, whatever the number of seeds
     rows = [
         [
             variant.title,
             number_of_seeds(found),
-            *(cell(mean_over_tasks(found, of), 2) for of in means.values()),
-            cell(statistics.over_tasks(found, tasks, decathlon_score), 0),
-            *(_accuracy_cell(found, task) for task in tasks),
+            *(cell(over_tasks(found, of), 2) for of in means.values()),
+            cell(over_tasks(found, tasks, decathlon_score), 0),
+            *(show[task](over_tasks(found, [task]), 2) for task in tasks),
         ]
         for variant, found in scores.items()
     ]
     return Table(caption, ["method", "seeds", *means, points, *tasks], rows)
 
 
-def _accuracy_cell(scores: Scores, task: str) -> str:
-    """Of the source without a deviation: it is one network, whatever the number of seeds."""
-    return (mean_cell if task == SOURCE.name else cell)(over_seeds(scores, task), 2)
-
-
 def mean_columns(scores: Mapping[Variant, Scores]) -> dict[str, list[str]]:
     """The means of an accuracy table, by header: the tasks that each is taken over."""
     tasks = [task for task in COLUMNS if any(found.get(task) for found in scores.values())]
     targets = [task for task in tasks if task != SOURCE.name]
-    shared = statistics.shared_tasks(scores.values())
+    shared = shared_tasks(scores.values())
     columns = {}
     if 2 <= len(shared) < len(tasks):
         columns[f"mean of {len(shared)} shared tasks"] = shared
@@ -144,17 +139,19 @@ def decision_tables(study: Study) -> list[Table]:
     if not deciding:
         return []
 
+    def spread(variant: Variant, task: str, name: str) -> Spread | None:
+        return over_tasks(numbers(study, variant, name), [task])
+
     def blocks(variant: Variant, task: str) -> str:
-        return cell(over_seeds(numbers(study, variant, "blocks"), task), 1)
+        return cell(spread(variant, task, "blocks"), 1)
 
     def policies(variant: Variant, task: str) -> str:
-        distinct = over_seeds(numbers(study, variant, "distinct"), task)
-        images = over_seeds(numbers(study, variant, "images"), task)
+        distinct, images = (spread(variant, task, name) for name in ("distinct", "images"))
         return f"{cell(distinct, 0)} of {mean_cell(images, 0)}" if distinct else NONE
 
-    caption = f"Fine-tuned blocks per val image, of {study.num_blocks}"
+    (num_blocks,) = {run.num_blocks for run in study.runs} - {None}
     return [
-        by_task(study, caption, deciding, blocks),
+        by_task(study, f"Fine-tuned blocks per val image, of {num_blocks}", deciding, blocks),
         by_task(study, "Distinct policies, of val images", deciding, policies),
     ]
 
@@ -167,15 +164,15 @@ def cost_table(study: Study) -> Table:
     source = study.source and study.source.cost["parameters"]
     rows = []
     for variant in study.methods:
-        stored = statistics.total_stored(study, variant, study.tasks)
+        stored = total_stored(study, variant, study.tasks)
         compute = [numbers(study, variant, part) for part in ("network", "policy network")]
-        minutes = statistics.sum_over_tasks(numbers(study, variant, "minutes"), study.tasks)
+        minutes = over_tasks(numbers(study, variant, "minutes"), study.tasks, total)
         rows.append(
             [
                 variant.title,
                 mean_cell(stored, 2),
                 shown(stored.mean / source if stored and source else None, 2),
-                *(mean_cell(mean_over_tasks(part, study.tasks), 3) for part in compute),
+                *(mean_cell(over_tasks(part, study.tasks), 3) for part in compute),
                 mean_cell(minutes, 1),
             ]
         )
@@ -188,7 +185,7 @@ def cost_tables_by_task(study: Study) -> list[Table]:
 
     def table(caption: str, parts: Sequence[str], digits: int) -> Table:
         def show(variant: Variant, task: str) -> str:
-            spreads = [over_seeds(numbers(study, variant, part), task) for part in parts]
+            spreads = [over_tasks(numbers(study, variant, part), [task]) for part in parts]
             found = [mean_cell(spread, digits) for spread in spreads if spread and spread.mean]
             return " + ".join(found) or NONE
 
@@ -210,11 +207,10 @@ def tasks_table(study: Study) -> Table:
     rows = []
     for task in study.tasks:
         run = next(run for run in study.runs if run.task == task)
-        settings = run.settings
-        milestones = ", ".join(map(str, settings.milestones)) or "never"
-        numbers = [run.num_classes, TASK_BY_NAME[task].num_classes, settings.epochs, milestones]
-        decay = f"{settings.weight_decay:g}"
-        rows.append([task, *map(str, numbers), str(settings.batch_size), decay])
+        milestones = ", ".join(map(str, run.settings.milestones)) or "never"
+        cells = [run.num_classes, TASK_BY_NAME[task].num_classes, run.settings.epochs, milestones]
+        cells += [run.settings.batch_size, f"{run.settings.weight_decay:g}"]
+        rows.append([task, *map(str, cells)])
     header = ["task", "classes", "official", "epochs", "rates drop after", "batch", "weight decay"]
     return Table("Settings of tasks", header, rows)
 
