@@ -10,7 +10,6 @@ from torch import Tensor
 from runtime.distributed import ALONE, Group
 from runtime.errors import SpotTuneError
 
-DEVICE_TYPES = ("cpu", "cuda", "mps")
 # The CPU's allocator and oneDNN (the last phrase) have no exception class of their own.
 SAID_WITHOUT_MEMORY = ("can't allocate memory", "out of memory", "could not create a primitive")
 
@@ -48,11 +47,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether the error means that the device or the machine has run out of memory."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return any(words in text for words in SAID_WITHOUT_MEMORY)
+    """Whether the device or the machine has run out of memory."""
+    is_named = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return is_named or any(words in str(error).lower() for words in SAID_WITHOUT_MEMORY)
 
 
 def reading(figure: Tensor) -> Callable[[], float]:
@@ -73,15 +70,14 @@ def reading(figure: Tensor) -> Callable[[], float]:
 def job_devices(device_name: str, jobs: int | None, num_tasks: int) -> list[str]:
     """The device of each of `jobs` processes that run side by side.
 
-    `jobs` None: one for each visible GPU if the name does not choose one, but no more than tasks;
-    else one. GPUs are only counted, since the parent of the processes must not open any.
-    Raises SpotTuneError if the device does not exist.
+    `jobs` None: one for each visible GPU unless the name chooses one, and no more than tasks. GPUs
+    are only counted: the parent must not open any. Raises SpotTuneError if the device is not there.
     """
     gpus = _gpus() if device_name in ("auto", "cuda") else []
     devices = gpus or ["cpu" if device_name == "auto" else device_name]
     count = jobs or min(len(devices), num_tasks)
     if count > 1 and devices[0] not in _gpus():
-        choose_compute(devices[0], "fp32")  # refuses what is not there
+        choose_compute(devices[0], "fp32")
     return [devices[slot % len(devices)] for slot in range(count)]
 
 
@@ -90,8 +86,7 @@ def choose_compute(
 ) -> Compute:
     """`device_name` "auto": a GPU if there is one; `precision` "auto": bf16 where it is fast.
 
-    `threads`: CPU threads of this process; None keeps PyTorch's choice. Raises SpotTuneError if the
-    device does not exist.
+    `threads`: of the CPU; None: PyTorch's choice. Raises SpotTuneError if there is no such device.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -99,14 +94,13 @@ def choose_compute(
         device_name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(device_name)
-        if device.type not in DEVICE_TYPES:
-            raise RuntimeError("expected cpu, cuda, cuda:N or mps")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0].partition(". ")[0]
+        here = ["cpu", *_gpus(), *(["mps"] if torch.backends.mps.is_available() else [])]
         raise SpotTuneError(
-            f"--device {device_name}: not available here ({reason[:120]}); this machine has "
-            f"{_devices_here()}. Choose one of them, or leave --device out"
+            f"--device {device_name}: not available here ({reason[:120]}); choose one of "
+            f"{', '.join(here)}"
         ) from error
     if precision == "auto":
         precision = "bf16" if _has_fast_bf16(device) else "fp32"
@@ -138,8 +132,3 @@ def describe(compute: Compute) -> str:
 
 def _gpus() -> list[str]:
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-
-
-def _devices_here() -> str:
-    mps = ["mps"] if torch.backends.mps.is_available() else []
-    return ", ".join(["cpu", *_gpus(), *mps])

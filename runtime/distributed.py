@@ -58,10 +58,9 @@ class Group:
         On CPUs PyTorch has no such BatchNorm: each process normalises by its own part, and the
         running statistics are those of the first.
         """
-        on_gpu = next(method.parameters()).is_cuda
-        if self.size == 1 or not on_gpu:
-            return method
-        return nn.SyncBatchNorm.convert_sync_batchnorm(method)
+        if self.size > 1 and next(method.parameters()).is_cuda:
+            return nn.SyncBatchNorm.convert_sync_batchnorm(method)
+        return method
 
     @contextmanager
     def first_before_others(self) -> Iterator[None]:
@@ -109,12 +108,11 @@ def check_group(group: Group, batch_size: int, only_source: bool) -> None:
     """Raise SpotTuneError unless all train the source, with equal parts of each whole batch."""
     if group.size > 1 and not only_source:
         raise SpotTuneError(
-            f"torchrun started {group.size} processes; only imagenet12 trains in several, from "
-            f"random weights: --tasks imagenet12 --pretrained none. Targets run side by side "
-            f"with --jobs"
+            f"torchrun started {group.size} processes; only imagenet12 trains in several (--tasks "
+            f"imagenet12 --pretrained none). Run targets side by side with --jobs"
         )
     if batch_size % group.size:
         raise SpotTuneError(
             f"--batch_size {batch_size}: cannot be divided among {group.size} processes; expected "
-            f"a multiple of {group.size}"
+            f"a multiple"
         )

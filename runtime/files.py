@@ -18,10 +18,9 @@ from runtime.errors import SpotTuneError
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a stream whose content takes the place of `path` only once it is safely on disk.
 
-    The stream is a temporary file in the same folder; if anything goes wrong before the end, the
-    old `path` stays as it was and the temporary file is removed. One that a killed process has left
-    is removed by the next that writes the same `path`. Raises SpotTuneError if its folder is not
-    there.
+    The stream is a temporary file in the same folder. After an error it is removed, and the old
+    `path` stays. What a killed process has left is removed by the next that writes `path`. Raises
+    SpotTuneError if its folder is not there.
     """
     check_place(path)
     _remove_leftovers(path)
@@ -38,12 +37,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException as error:
         if isinstance(error, OSError) and str(error.filename) in ("None", str(temporary)):
             error.filename = str(path)  # "no space" alone would not say where
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
         raise
     finally:
         lock.release()
-    _sync_folder(path.parent)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)  # so that the new name survives a power cut
+    os.close(folder)
 
 
 def check_place(path: Path) -> None:
@@ -92,14 +92,3 @@ def _remove_leftovers(path: Path) -> None:
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with suppress(OSError), lock_file(leftover).acquire(timeout=0):
             leftover.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut, where the system allows it."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

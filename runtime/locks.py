@@ -25,8 +25,8 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 def claimed(folder: Path, patient: bool = False) -> Iterator[None]:
     """Hold the lock of `folder`, which is made if need be.
 
-    If another process holds it, a `patient` caller waits; any other gets a SpotTuneError that names
-    the process. Where the file system knows no locks, that is said, and work goes on without one.
+    If another process holds it, wait if `patient`, else raise a SpotTuneError that names it. Where
+    the file system knows no locks, say so and go on without one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = lock_file(folder / LOCK)
@@ -36,10 +36,7 @@ def claimed(folder: Path, patient: bool = False) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        say(
-            f"{folder}: cannot be locked here ({error.strerror}), so a second run in it would not "
-            f"be noticed; do not start one"
-        )
+        say(f"{folder}: cannot be locked here ({error.strerror}); start no second run in it")
     try:
         yield
     finally:
@@ -56,7 +53,7 @@ def refuse_claimed(folder: Path) -> None:
 
 
 def _acquire(lock: FileLock, folder: Path, patient: bool) -> None:
-    """Take the lock, or refuse or wait as `claimed` says. OSError where there are no locks."""
+    """Take the lock, or refuse or wait as `claimed` does; OSError where there are no locks."""
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -7,16 +7,15 @@ shell keeps Ctrl-C from what it runs in the background.
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import NoReturn
 
 # From the keyboard, a batch system and a closed terminal; from a batch system's time limit and
-# before preemption. Windows has only the first two.
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-STOP_SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+# before preemption.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # One stop may reach a process in several ways: a terminal and SLURM signal every process of a run,
 # and torchrun and `main.py --jobs` forward what they receive.
 ONE_STOP_SECONDS = 1.0
@@ -50,37 +49,31 @@ def end_process(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
+@dataclass
 class StopRequest:
-    """Whether a signal has asked for a stop."""
+    """Whether a signal has asked for a stop; what is done on the first one and on a later one."""
 
-    def __init__(self, first: Handler = announce, later: Handler = end_process) -> None:
-        self.number: int | None = None
-        self._since = 0.0
-        self._first, self._later = first, later
+    first: Handler
+    later: Handler
+    number: int = 0  # of the first signal
+    since: float = 0.0
 
     def receive(self, number: int, frame: object) -> None:
         """The signal handler."""
-        now = time.monotonic()
-        if self.number is None:
-            self.number, self._since = number, now
-            self._first(number)
-        elif now - self._since > ONE_STOP_SECONDS:
-            self._later(number)
+        if not self.number:
+            self.number, self.since = number, time.monotonic()
+            self.first(number)
+        elif time.monotonic() - self.since > ONE_STOP_SECONDS:
+            self.later(number)
 
     def raise_if_asked(self, agree: Callable[[int], int] = int) -> None:
         """Raise Stopped if a signal has come; `agree` is Group.agree where several train."""
-        number = agree(self.number or 0)
-        if number:
+        if number := agree(self.number):
             raise Stopped(number)
 
 
 def handle_stops(handler: Callable[[int, object], None]) -> dict[int, object]:
-    """Let `handler` answer the stop signals; returns what answered them before.
-
-    In a thread other than the main one, where Python allows no signal handlers, nothing changes.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return {}
+    """Let `handler` answer the stop signals; returns what answered them before."""
     heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in heeded}
 
@@ -97,8 +90,7 @@ def deferred_stop(first: Handler = announce, later: Handler = end_process) -> It
     try:
         yield request
     finally:
-        if request.number is None:  # else a later signal still ends the program while it unwinds
+        if not request.number:  # else a later signal still ends the program while it unwinds
             for number, handler in before.items():
                 signal.signal(number, handler)
-    if request.number is not None:
-        raise Stopped(request.number)
+    request.raise_if_asked()

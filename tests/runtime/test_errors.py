@@ -1,6 +1,5 @@
 """How a script ends: a user's mistake in one line, a bug with its traceback."""
 
-import errno
 import os
 import subprocess
 import sys
@@ -33,17 +32,16 @@ def test_a_mistake_ends_in_one_line_and_status_1_after_what_was_printed():
     assert done.stderr == "error: x.json: no such file; check the path\n"
 
 
-@pytest.mark.parametrize("options", [(), ("-u",)], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize(
-    ("body", "status", "told"),
+    ("body", "options", "status", "told"),
     [
-        (PRINT_MUCH, 0, ""),
-        (f"{PRINT_MUCH}; sys.exit(3)", 3, ""),
-        (f"{PRINT_MUCH}; raise SpotTuneError('no')", 1, "error: no\n"),
+        (PRINT_MUCH, (), 0, ""),
+        (PRINT_MUCH, ("-u",), 0, ""),
+        (f"{PRINT_MUCH}; raise SpotTuneError('no')", (), 1, "error: no\n"),
     ],
-    ids=["success", "status", "mistake"],
+    ids=["success", "unbuffered", "mistake"],
 )
-def test_a_script_whose_lines_nobody_reads_any_more_goes_on_to_its_end(body, status, told, options):
+def test_a_script_whose_lines_nobody_reads_any_more_goes_on_to_its_end(body, options, status, told):
     reading, writing = os.pipe()
     os.close(reading)
     done = ended(body, writing, *options)
@@ -61,29 +59,17 @@ def test_a_full_disk_ends_in_one_line_that_tells_what_to_do(body):
     assert done.stderr == "error: no space is left there; free some, or name another folder\n"
 
 
-def test_a_name_that_is_too_long_is_told_with_the_name():
-    done = ended("open('x' * 5000)")
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: xxx")
-    assert line.endswith("choose a shorter one")
+def test_a_file_in_the_place_of_a_folder_is_named():
+    done = ended("open('/dev/null/file')")
+    found = "a folder was expected and a file found; check the path"
+    assert (done.returncode, done.stderr) == (1, f"error: /dev/null/file: {found}\n")
 
 
-@pytest.mark.parametrize(
-    ("bug", "last_line"),
-    [
-        (f"raise OSError({errno.EIO}, 'unforeseen')", f"OSError: [Errno {errno.EIO}] unforeseen"),
-        ("raise OSError('without a number')", "OSError: without a number"),
-        ("open('/no/such/file')", "FileNotFoundError: [Errno 2]"),
-        ("raise KeyError('x')", "KeyError: 'x'"),
-    ],
-    ids=["an unforeseen errno", "no errno", "a file that was not checked for", "no OSError"],
-)
-def test_a_bug_shows_its_traceback(bug, last_line):
-    done = ended(bug)
+@pytest.mark.parametrize("bug", ["KeyError('x')", "OSError(5, 'unforeseen')", "OSError()"])
+def test_a_bug_shows_its_traceback(bug):
+    done = ended(f"raise {bug}")
     assert done.returncode == 1
     assert done.stderr.startswith("Traceback")
-    assert done.stderr.splitlines()[-1].startswith(last_line)
 
 
 def test_what_a_file_holds_cannot_steer_the_terminal():
