@@ -6,18 +6,10 @@ from functools import partial
 
 from decathlon import COLUMNS, PUBLISHED, SOURCE, TASK_BY_NAME, decathlon_score
 from methods.registry import METHODS
+from reporting import statistics
 from reporting.comparability import departures
 from reporting.runs import Run, Variant
-from reporting.statistics import (
-    Scores,
-    Spread,
-    numbers,
-    over_tasks,
-    shared_tasks,
-    test_scores,
-    total,
-    total_stored,
-)
+from reporting.statistics import Scores, Spread, numbers, over_tasks
 from reporting.study import Study
 
 NONE = "–"
@@ -60,7 +52,7 @@ def counted(number: int, noun: str) -> str:
 
 def test_table(study: Study) -> Table:
     """Accuracy on test of what was scored; with published rows if comparable."""
-    scores = test_scores(study)
+    scores = statistics.test_scores(study)
     if departures(study):
         return accuracy_table("Accuracy on test, %", scores)
     ours = accuracy_table("Accuracy on test, %, beside published rows", scores, "S")
@@ -91,7 +83,7 @@ def mean_columns(scores: Mapping[Variant, Scores]) -> dict[str, list[str]]:
     """The means of an accuracy table, by header: the tasks that each is taken over."""
     tasks = [task for task in COLUMNS if any(found.get(task) for found in scores.values())]
     targets = [task for task in tasks if task != SOURCE.name]
-    shared = shared_tasks(scores.values())
+    shared = statistics.shared_tasks(scores.values())
     columns = {}
     if 2 <= len(shared) < len(tasks):
         columns[f"mean of {len(shared)} shared tasks"] = shared
@@ -162,11 +154,11 @@ def cost_table(study: Study) -> Table:
     source = study.source and study.source.cost["parameters"]
     rows = []
     for variant in study.methods:
-        stored = total_stored(study, variant, study.tasks)
+        stored = statistics.total_stored(study, variant, study.tasks)
         relative = stored.mean / source if stored and source else None
         compute = [numbers(study, variant, part) for part in ("network", "policy network")]
         macs = [mean_cell(over_tasks(part, study.tasks), 3) for part in compute]
-        minutes = over_tasks(numbers(study, variant, "minutes"), study.tasks, total)
+        minutes = over_tasks(numbers(study, variant, "minutes"), study.tasks, statistics.total)
         cells = [mean_cell(stored, 2), shown(relative, 2), *macs, mean_cell(minutes, 1)]
         rows.append([variant.title, *cells])
     header = ["method", "stored, M", "stored, × source", "GMAC, network", "GMAC, policy network"]
