@@ -5,7 +5,6 @@
 What counts as a right answer stands in challenge/scoring.py.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from runtime.errors import SpotTuneError, run_script
 from runtime.files import check_place, write_whole
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser("Score answers to the Visual Decathlon, for any split whose labels you have.")
     parser.epilog = f"The {PUBLIC_LABELS}."
     add = parser.add_argument
@@ -34,20 +33,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=list(TASK_BY_NAME), help="score only these, any of %(choices)s; unset: all")
     add("--json", type=Path, metavar="FILE", help="write the figures here as well")
     # fmt: on
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
     results = args.results or Path(args.split) / "results.json"
     if args.json:
         check_place(args.json)
         if args.json.resolve() in (results.resolve(), args.annotations.resolve()):
             raise SpotTuneError(f"--json {args.json}: this file is to be scored; name another")
-    answers = read_answers(results)
     tasks = [name for name in TASK_BY_NAME if name in args.tasks]
     labels = read_labels(args.annotations, args.split, tasks)
-    report = score(answers, labels, args.split, tasks)
+    report = score(read_answers(results), labels, args.split, tasks)
     if args.json:
         write_whole(args.json, (json.dumps(asdict(report), indent=2) + "\n").encode())
     print(as_text(report))

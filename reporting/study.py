@@ -5,7 +5,7 @@ stands in its arguments.json; names of folders mean nothing. The source network,
 shared by all methods: its runs in several folders are the same network.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -82,7 +82,13 @@ def read_study(folders: Sequence[Path]) -> Study:
 
     A run that lies below two of the folders is one run.
     """
-    found = {run.folder.resolve(): run for run in _runs_below(folders)}
+    found: dict[Path, Run] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise SpotTuneError(f"{folder}: no such folder; expected one with runs of main.py")
+        for path in sorted(folder.rglob("arguments.json")):
+            name = Path(folder.resolve().name) / path.parent.relative_to(folder)
+            found[path.parent.resolve()] = read_run(path.parent, name.as_posix())
     runs = sorted(found.values(), key=lambda run: run.name)
     unfinished = [run for run in runs if not run.is_finished]
     targets = [run for run in runs if run.is_finished and run.task != SOURCE.name]
@@ -95,15 +101,6 @@ def read_study(folders: Sequence[Path]) -> Study:
         )
     check_comparable([*sources, *targets])
     return Study(targets, sources, unfinished)
-
-
-def _runs_below(folders: Sequence[Path]) -> Iterator[Run]:
-    for folder in folders:
-        if not folder.is_dir():
-            raise SpotTuneError(f"{folder}: no such folder; expected one with runs of main.py")
-        for path in sorted(folder.rglob("arguments.json")):
-            name = Path(folder.resolve().name) / path.parent.relative_to(folder)
-            yield read_run(path.parent, name.as_posix())
 
 
 def check_comparable(runs: Sequence[Run]) -> None:

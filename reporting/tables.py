@@ -2,24 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from decathlon import COLUMNS, PUBLISHED, SOURCE, TASK_BY_NAME, decathlon_score
 from methods.registry import METHODS
+from reporting import statistics
 from reporting.comparability import departures
 from reporting.runs import Run, Variant
-from reporting.statistics import (
-    Scores,
-    Spread,
-    numbers,
-    over_tasks,
-    shared_tasks,
-    test_scores,
-    total,
-    total_stored,
-)
+from reporting.statistics import Scores, Spread, numbers, over_tasks
 from reporting.study import Study
 
 NONE = "–"
+Numbers = Callable[[str], Spread | None]  # of a variant on a task, by name in Run.cost or .tested
 
 
 @dataclass(frozen=True)
@@ -49,14 +43,6 @@ def cell(spread: Spread | None, digits: int) -> str:
     return mean_cell(spread, digits) + deviation
 
 
-def by_task(
-    study: Study, caption: str, variants: Sequence[Variant], show: Callable[[Variant, str], str]
-) -> Table:
-    """A row a variant, a column a task."""
-    rows = [[v.title, *(show(v, task) for task in study.tasks)] for v in variants]
-    return Table(caption, ["method", *study.tasks], rows)
-
-
 def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
@@ -66,7 +52,7 @@ def counted(number: int, noun: str) -> str:
 
 def test_table(study: Study) -> Table:
     """Accuracy on test of what was scored; with published rows if comparable."""
-    scores = test_scores(study)
+    scores = statistics.test_scores(study)
     if departures(study):
         return accuracy_table("Accuracy on test, %", scores)
     ours = accuracy_table("Accuracy on test, %, beside published rows", scores, "S")
@@ -97,7 +83,7 @@ def mean_columns(scores: Mapping[Variant, Scores]) -> dict[str, list[str]]:
     """The means of an accuracy table, by header: the tasks that each is taken over."""
     tasks = [task for task in COLUMNS if any(found.get(task) for found in scores.values())]
     targets = [task for task in tasks if task != SOURCE.name]
-    shared = shared_tasks(scores.values())
+    shared = statistics.shared_tasks(scores.values())
     columns = {}
     if 2 <= len(shared) < len(tasks):
         columns[f"mean of {len(shared)} shared tasks"] = shared
@@ -126,7 +112,19 @@ def published_table() -> Table:
     return Table(caption, ["method", f"mean of {len(COLUMNS)} tasks", "S", *COLUMNS], rows)
 
 
-# Decisions.
+# Decisions and cost.
+
+
+def by_task(
+    study: Study, caption: str, variants: Sequence[Variant], show: Callable[[Numbers], str]
+) -> Table:
+    """A row a variant, a column a task; `show` makes a cell of a task's numbers."""
+
+    def on_task(variant: Variant, task: str, name: str) -> Spread | None:
+        return over_tasks(numbers(study, variant, name), [task])
+
+    rows = [[v.title, *(show(partial(on_task, v, t)) for t in study.tasks)] for v in variants]
+    return Table(caption, ["method", *study.tasks], rows)
 
 
 def decision_tables(study: Study) -> list[Table]:
@@ -138,25 +136,17 @@ def decision_tables(study: Study) -> list[Table]:
     deciding = [variant for variant in chosen if any(numbers(study, variant, "blocks").values())]
     if not deciding:
         return []
-
-    def spread(variant: Variant, task: str, name: str) -> Spread | None:
-        return over_tasks(numbers(study, variant, name), [task])
-
-    def blocks(variant: Variant, task: str) -> str:
-        return cell(spread(variant, task, "blocks"), 1)
-
-    def policies(variant: Variant, task: str) -> str:
-        distinct, images = (spread(variant, task, name) for name in ("distinct", "images"))
-        return f"{cell(distinct, 0)} of {mean_cell(images, 0)}" if distinct else NONE
-
     (num_blocks,) = {run.num_blocks for run in study.runs} - {None}
+    caption = f"Fine-tuned blocks per val image, of {num_blocks}"
     return [
-        by_task(study, f"Fine-tuned blocks per val image, of {num_blocks}", deciding, blocks),
-        by_task(study, "Distinct policies, of val images", deciding, policies),
+        by_task(study, caption, deciding, lambda of: cell(of("blocks"), 1)),
+        by_task(study, "Distinct policies, of val images", deciding, _policies),
     ]
 
 
-# Cost.
+def _policies(of: Numbers) -> str:
+    distinct, images = of("distinct"), of("images")
+    return f"{cell(distinct, 0)} of {mean_cell(images, 0)}" if distinct else NONE
 
 
 def cost_table(study: Study) -> Table:
@@ -164,39 +154,32 @@ def cost_table(study: Study) -> Table:
     source = study.source and study.source.cost["parameters"]
     rows = []
     for variant in study.methods:
-        stored = total_stored(study, variant, study.tasks)
+        stored = statistics.total_stored(study, variant, study.tasks)
+        relative = stored.mean / source if stored and source else None
         compute = [numbers(study, variant, part) for part in ("network", "policy network")]
-        minutes = over_tasks(numbers(study, variant, "minutes"), study.tasks, total)
-        rows.append(
-            [
-                variant.title,
-                mean_cell(stored, 2),
-                shown(stored.mean / source if stored and source else None, 2),
-                *(mean_cell(over_tasks(part, study.tasks), 3) for part in compute),
-                mean_cell(minutes, 1),
-            ]
-        )
+        macs = [mean_cell(over_tasks(part, study.tasks), 3) for part in compute]
+        minutes = over_tasks(numbers(study, variant, "minutes"), study.tasks, statistics.total)
+        cells = [mean_cell(stored, 2), shown(relative, 2), *macs, mean_cell(minutes, 1)]
+        rows.append([variant.title, *cells])
     header = ["method", "stored, M", "stored, × source", "GMAC, network", "GMAC, policy network"]
     return Table("Cost over all tasks", [*header, "training, minutes"], rows)
 
 
 def cost_tables_by_task(study: Study) -> list[Table]:
     """Parameters that each task adds, compute of one predicted image, training time."""
+    shown: dict[str, Callable[[Numbers], str]] = {
+        "Parameters that a task adds to the source network, M": lambda of: mean_cell(
+            of("stored"), 2
+        ),
+        "Compute per image, GMAC: network + policy network": _compute,
+        "Training time, minutes": lambda of: mean_cell(of("minutes"), 1),
+    }
+    return [by_task(study, caption, study.methods, show) for caption, show in shown.items()]
 
-    def table(caption: str, parts: Sequence[str], digits: int) -> Table:
-        def show(variant: Variant, task: str) -> str:
-            spreads = [over_tasks(numbers(study, variant, part), [task]) for part in parts]
-            found = [mean_cell(spread, digits) for spread in spreads if spread and spread.mean]
-            return " + ".join(found) or NONE
 
-        return by_task(study, caption, study.methods, show)
-
-    compute = ["network", "policy network"]
-    return [
-        table("Parameters that a task adds to the source network, M", ["stored"], 2),
-        table("Compute per image, GMAC: network + policy network", compute, 3),
-        table("Training time, minutes", ["minutes"], 1),
-    ]
+def _compute(of: Numbers) -> str:
+    parts = [of("network"), of("policy network")]
+    return " + ".join(mean_cell(part, 3) for part in parts if part and part.mean) or NONE
 
 
 # Settings.
