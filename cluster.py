@@ -159,8 +159,6 @@ def collect(tasks: Sequence[DecathlonTask], ckpdir: Path) -> bool:
         if found is None:
             say(f"{task.name}: no epoch is finished")
             continue
-        if found.damage:
-            say(f"{task.name}: {found.damage}")
         history, asked = found.checkpoint.history, found.checkpoint.settings.epochs
         if len(history) < asked:
             say(f"{task.name}: {len(history)} of {asked} epochs are finished")

@@ -38,8 +38,7 @@ REPOSITORY = Path(__file__).parents[1]
 ALWAYS = {"requeue": True, "kill-on-invalid-dep": "yes"}  # whatever the cluster's defaults are
 TIME_LIMITS = 20  # that a job may reach before it is given up
 POLL_SECONDS = 10.0  # between two looks at the queue; also what a shared file may take to appear
-# To SLURM, which leaves 30 seconds to a job that it wants to end.
-QUESTIONS, ANSWER_SECONDS = 5, 5.0
+ANSWER_SECONDS = 10.0  # SLURM leaves 30 to a job that it wants to end
 MEETING_SECONDS = 600  # for the torchruns of all nodes to find each other
 FIRST_PORT, PORTS = 20_000, 10_000  # below those that systems give to outgoing connections
 
@@ -120,18 +119,11 @@ def is_running_job(job_id: str) -> bool:
     whereas one that ends for nothing cancels all that wait for it.
     """
     command = ["squeue", "--noheader", f"--jobs={job_id}", "--format=%T"]
-    for _ in range(QUESTIONS):
-        try:
-            found = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS)
-        except OSError:  # no squeue on this node
-            break
-        except subprocess.TimeoutExpired:
-            continue
-        if found.returncode == 0:
-            return found.stdout.strip() == "RUNNING"
-        say(f"SLURM does not answer: {' '.join(found.stderr.split())}")
-        time.sleep(1.0)
-    return True
+    try:
+        return subprocess.check_output(command, timeout=ANSWER_SECONDS).strip() == b"RUNNING"
+    except (OSError, subprocess.SubprocessError) as error:  # no squeue on this node, for one
+        say(f"SLURM does not answer: {error}")
+        return True
 
 
 def launch_command(

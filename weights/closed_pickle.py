@@ -2,8 +2,8 @@
 
 A pickle is a small program, and Python's own reader runs whatever the program names. Two files that
 users download are pickles: the authors' pretrained network and the public means. Here a class or
-function stays a `Global`, taken from a closed list, and a call stays a `Call`, a note of what was
-asked for. Opcodes that these files do not need are unknown.
+function of a few known packages stays a `Global`, its mere name, and a call stays a `Call`, a note
+of what was asked for. Other names, and opcodes that these files do not need, are refused.
 
 The base class is the pickle module's reader in Python. The one in C keeps its opcodes open: a few
 bytes make it reserve gigabytes, and a nested tuple as a key keeps it busy for ever.
@@ -54,15 +54,14 @@ class ClosedUnpickler(pickle._Unpickler):
     An OrderedDict comes back as a dict. `load` raises one of MALFORMED for what it does not know.
     """
 
-    known: frozenset[str] = frozenset()  # the names that a kind of file may hold
-    packages: tuple[str, ...] = ()  # starts of more such names
+    known: tuple[str, ...] = ()  # starts of the names that a kind of file may hold
 
     def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream, encoding="latin1")
 
     def find_class(self, module: str, name: str) -> Global:
         found = Global(f"{module}.{name}")
-        if found not in {ORDERED_DICT, *self.known} and not found.startswith(self.packages):
+        if not found.startswith((ORDERED_DICT, *self.known)):
             raise RefusedError(f"the name {brief(repr(str(found)))}")
         return found
 

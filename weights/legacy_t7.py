@@ -40,15 +40,6 @@ DTYPES = {
 }
 PARAMETERS = ("torch.nn.parameter.Parameter", "torch._utils._rebuild_parameter")
 TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
-# Beside the network the file keeps an accuracy, perhaps as a numpy value, which is not used.
-OTHERS = (
-    "torch.Size",
-    "__builtin__.set",
-    "numpy.dtype",
-    "numpy.ndarray",
-    "numpy.core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-)
 
 
 @dataclass
@@ -63,8 +54,8 @@ class Storage:
 class LegacyUnpickler(ClosedUnpickler):
     """Reads one of the file's pickles, and notes in `storages`, by key, those that it refers to."""
 
-    known = frozenset((*DTYPES, *PARAMETERS, *TENSORS, *OTHERS))
-    packages = ("models.", "torch.nn.")
+    # Beside the network the file keeps an accuracy, perhaps as a numpy value, which is not used.
+    known = ("models.", "torch.", "numpy.", "__builtin__.set")
 
     def __init__(self, stream: io.BytesIO, storages: dict[str, Storage]) -> None:
         super().__init__(stream)

@@ -189,19 +189,19 @@ def _check_all(tensors: Mapping[str, Tensor], num_classes: int, width: int, wher
         )
     with torch.device("meta"):  # no memory for a network that the weights may not fill
         own = resnet26(num_classes, width).state_dict()
-    missing = own.keys() - tensors.keys()
-    missing = sorted(name for name in missing if not name.endswith("num_batches_tracked"))
-    unexpected = sorted(tensors.keys() - own.keys())
-    other = sorted(
+    missing = [n for n in own.keys() - tensors if not n.endswith("num_batches_tracked")]
+    foreign = tensors.keys() - own
+    other = [
         name
         for name in own.keys() & tensors
         if (own[name].shape, own[name].dtype) != (tensors[name].shape, tensors[name].dtype)
-    )
-    if missing or unexpected or other:
+    ]
+    if missing or foreign or other:
         raise SpotTuneError(
             f"{where}: not the weights of this ResNet-26: {len(missing)} tensors missing "
-            f"{brief(missing[:3])}, {len(unexpected)} without a place {brief(unexpected[:3])}, "
-            f"{len(other)} of another shape or type {brief(other[:3])}"
+            f"{brief(sorted(missing)[:3])}, {len(foreign)} without a place "
+            f"{brief(sorted(foreign)[:3])}, {len(other)} of another shape or type "
+            f"{brief(sorted(other)[:3])}"
         )
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise SpotTuneError(f"{where}: holds weights that are not finite; train them again")

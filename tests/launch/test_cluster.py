@@ -50,16 +50,16 @@ if len((folder / "starts").read_text().splitlines()) < 2:
 
 @pytest.fixture
 def submitted(tmp_path, monkeypatch):
-    """Submits a script that works in tmp_path as a job of this machine: (code, retries) -> job."""
+    """Submits a script that works in tmp_path as a job of this machine: code -> job."""
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     executor = submitit.LocalExecutor(tmp_path / "logs")
     executor.update_parameters(timeout_min=5, stderr_to_stdout=True)
 
-    def submit(code, retries=2):
+    def submit(code):
         script = tmp_path / "script.py"
         script.write_text(SCRIPT + code)
         program = [str(script), str(tmp_path)]
-        return executor.submit(TaskJob("svhn", program, tmp_path, Shape(1, 0, 1), retries))
+        return executor.submit(TaskJob("svhn", program, tmp_path, Shape(1, 0, 1), retries=1))
 
     return submit
 
@@ -84,12 +84,11 @@ def starts(folder):
     return [tuple(map(int, line.split())) for line in lines]
 
 
-@pytest.mark.parametrize("retries", [0, 1])
-def test_a_process_that_dies_is_started_again_as_often_as_allowed(retries, submitted, tmp_path):
-    job = submitted(DIES_ONCE, retries)
+def test_a_process_that_dies_is_started_again(submitted, tmp_path):
+    job = submitted(DIES_ONCE)
     wait_until(job.done)
-    assert len(starts(tmp_path)) == 1 + retries
-    assert slurm.has_succeeded(job) == (retries == 1)
+    assert len(starts(tmp_path)) == 2
+    assert slurm.has_succeeded(job)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,6 @@ def test_a_node_without_scontrol_tells_how_to_go_on(tmp_path, monkeypatch, capsy
         ("echo RUNNING", True),  # preempted, or at its time limit
         ("echo COMPLETING", False),  # cancelled
         ("", False),  # no longer in the queue
-        ("test -e asked && echo COMPLETING || { touch asked; exit 1; }", False),
         ("echo no controller >&2; exit 1", True),  # rather requeued for nothing than given up
         ("exec sleep 60", True),
     ],
@@ -145,7 +143,6 @@ def test_a_job_is_given_up_only_if_slurm_says_that_it_does_not_run(
     code, is_running, squeue, monkeypatch
 ):
     squeue(code)
-    monkeypatch.setattr(slurm, "QUESTIONS", 2)
     monkeypatch.setattr(slurm, "ANSWER_SECONDS", 0.5)
     assert slurm.is_running_job("7") == is_running
 
@@ -194,19 +191,18 @@ def test_collecting_prints_the_table_of_all_tasks(trained, capsys):
 
 
 def test_collecting_names_what_is_not_finished_or_damaged(trained, tmp_path, capsys):
-    for task in ("svhn", "dtd", "ucf101"):
+    """svhn's last checkpoint, and both of dtd."""
+    for task in ("svhn", "dtd"):
         shutil.copytree(trained.ckpdir / task, tmp_path / task)
-    last, before = checkpoint_file(tmp_path, "dtd"), previous_file(checkpoint_file(tmp_path, "dtd"))
-    for damaged in (checkpoint_file(tmp_path, "svhn"), last, before):
-        damaged.write_bytes(b"x")
-    tasks = ["svhn", "dtd", "ucf101", "aircraft"]
-    cluster.main(["--collect", "--ckpdir", str(tmp_path), "--tasks", *tasks])
+        checkpoint_file(tmp_path, task).write_bytes(b"x")
+    before = previous_file(checkpoint_file(tmp_path, "dtd"))
+    before.write_bytes(b"x")
+    cluster.main(["--collect", "--ckpdir", str(tmp_path), "--tasks", "svhn", "dtd", "aircraft"])
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith(f"svhn: {checkpoint_file(tmp_path, 'svhn')}: not a readable")
-    assert said[1] == "svhn: 1 of 2 epochs are finished"
-    assert said[2].startswith(f"dtd: {before}: not a readable")
-    assert said[3] == "aircraft: no epoch is finished"
-    assert [line.split()[:2] for line in said[6:8]] == [["svhn", "1"], ["ucf101", "2"]]
+    assert said[0] == "svhn: 1 of 2 epochs are finished"
+    assert said[1].startswith(f"dtd: {before}: not a readable")
+    assert said[2] == "aircraft: no epoch is finished"
+    assert said[5].split()[:2] == ["svhn", "1"]
 
 
 # --- Arguments -----------------------------------------------------------------------------------
@@ -230,12 +226,9 @@ def test_flags_that_are_not_named_here_reach_main_as_they_are():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--tasks", "mnist"], "'mnist'"),
         (["--partiton", "gpu"], "--partiton"),
         (["--gpus_per_node", "-1"], "--gpus_per_node: -1 given"),
-        (["--nodes", "0"], "--nodes: 0 given"),
         (["--sbatch", "qos"], "qos given; expected KEY=VALUE"),
-        (["--logs", ""], "an empty name given"),
     ],
 )
 def test_a_wrong_argument_is_told_in_one_line(flags, words, capsys):

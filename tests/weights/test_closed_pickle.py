@@ -15,7 +15,7 @@ from weights.malformed import MALFORMED
 
 
 class Reader(ClosedUnpickler):
-    known = frozenset({"models.A"})
+    known = ("models.A",)
 
 
 def load(data):

@@ -109,7 +109,7 @@ def test_an_array_that_python_2_wrote_is_read(written):
 
 REFUSED = {
     "os.system": (with_mean(ATTACKS["os.system"]), "the name 'os.system'"),
-    "numpy.load": (with_mean(call("numpy", "load", text(CANARY))), "the name 'numpy.load'"),
+    "numpy.load": (with_mean(call("numpy", "load", text(CANARY))), "a load in the place"),
     "two numbers": (one_task([0.5, 0.5], GOOD), "no three numbers under 'dtdmean'"),
     "text": (one_task(["0.5"] * 3, GOOD), "no three finite numbers under 'dtdmean'"),
     "a NaN": (one_task([0.5, float("nan"), 0.5], GOOD), "no three finite numbers"),
