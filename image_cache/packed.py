@@ -233,6 +233,8 @@ def _map(path: Path, origin: str, datadir: Path, side: int) -> PackedImages:
     facts = json.loads(tail[8 + index.nbytes :])
     if (facts["version"], facts["side"], facts["origin"]) != (VERSION, side, origin):
         raise StalePackError("made from other annotations, or by another version")
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in facts["folders"]):
+        raise StalePackError("its images lie outside the data folder")
     found = fingerprint(datadir, facts["folders"])
     if not found:
         say(f"{path}: its image files are gone from {datadir}; using the packed ones")
