@@ -87,6 +87,8 @@ def score(
         for kind in filter(counts.get, PROBLEMS):
             some = _first_few([image for image, problem in found.items() if problem == kind])
             problems.append(f"{name}, {kind}: {some}")
+    if strays := sorted(unknown.get("no task", [])):
+        problems.append(f"no task, unknown: {_first_few(strays)}")
     accuracies = answered_accuracies(tasks)
     coverage = (
         f"mean over {len(accuracies)} of {len(TASKS)} tasks (those answered), "
@@ -141,16 +143,9 @@ def _notes(
     if unanswered:
         names = ", ".join(unanswered)
         yield f"NOT ANSWERED: {names}. They count 0 points in S and are left out of the mean."
-    left_out = [task.name for task in TASKS if task.name not in asked]
-    for names, reason in (
-        ([name for name in asked if name not in labels], f"no <task>_{split}.json with labels for"),
-        (left_out, "left out with --tasks:"),
-    ):
-        if names:
-            answered = sum(len(unknown.get(name, [])) for name in names)
-            yield f"NOT SCORED, {reason} {', '.join(names)} ({answered:,} images answered)."
-    if strays := sorted(unknown.get("no task", [])):
-        yield f"Answered image ids of no task, {len(strays):,}: {_first_few(strays)}"
+    if unlabelled := [name for name in asked if name not in labels]:
+        names = ", ".join(unlabelled)
+        yield f"NOT SCORED: {names}. There is no <task>_{split}.json with labels for them."
 
     reasons = ["yours are on val, not on test"] if split == "val" else []
     for name, one in labels.items():

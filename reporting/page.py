@@ -35,20 +35,32 @@ def report_text(
 
     `remarks` tell which images could not be drawn; `figures` is where the pictures lie.
     """
+
+    def finalize(value: object) -> object:
+        """Text as the page shows it, with nothing in it that Markdown would read as a sign."""
+        if not isinstance(value, str) or isinstance(value, Markup):
+            return value
+        text = printable(value)
+        if form == "markdown":
+            text = Markup(re.sub(r"([\\`*\[\]<>|&~]|(?<!\w)_|_(?!\w))", r"\\\1", text))
+        return text
+
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
-        finalize=_shown_in_html if form == "html" else _shown_in_markdown,
+        finalize=finalize,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-
-    def svg(picture: Picture) -> str:
-        return base64.b64encode((figures / f"{picture.name}.svg").read_bytes()).decode()
-
-    environment.filters |= {"one_line": _one_line, "anchor": _anchor, "svg": svg}
+    environment.filters |= {
+        "one_line": lambda text: Markup(" ".join(text.split())),
+        "anchor": _anchor,
+        "svg": lambda picture: base64.b64encode(
+            (figures / f"{picture.name}.svg").read_bytes()
+        ).decode(),
+    }
     text = environment.get_template("report.j2").render(
         form=f"{form}.j2",
         study=study,
@@ -64,21 +76,6 @@ def report_text(
         figures=FIGURES,
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
-def _shown_in_html(value: object) -> object:
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _shown_in_markdown(value: object) -> object:
-    """Text with nothing in it that Markdown or the HTML inside it would read as a sign."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    return Markup(re.sub(r"([\\`*\[\]<>|&~]|(?<!\w)_|_(?!\w))", r"\\\1", printable(value)))
-
-
-def _one_line(text: Markup) -> Markup:
-    return Markup(" ".join(text.split()))
 
 
 def _anchor(title: str) -> str:

@@ -190,6 +190,8 @@ def _tested(record: Mapping) -> dict:
     counts = [number(count) for count in record["val_blocks_per_image"]]
     if not shares:
         return accuracy
+    if len(counts) != len(shares) + 1:
+        raise ValueError(f"{len(shares)} shares of blocks with {len(counts)} counts of images")
     return accuracy | {
         "block shares": shares,
         "count shares": [count / sum(counts) for count in counts],

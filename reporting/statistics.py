@@ -3,7 +3,7 @@
 What is combined over tasks is combined per seed first, over the seeds that have all of the tasks.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -16,11 +16,10 @@ Scores = dict[str, dict[int, float]]  # task -> seed -> number
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean over seeds, sample standard deviation (n - 1; None for one seed), number of seeds."""
+    """Mean over seeds, and sample standard deviation (n - 1; None for one seed)."""
 
     mean: float
     std: float | None
-    count: int
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread | None":
@@ -28,27 +27,19 @@ class Spread:
         values = list(values)
         if not values:
             return None
-        return cls(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
-
-
-def mean(numbers: Mapping[str, float]) -> float:
-    return fmean(numbers.values())
-
-
-def total(numbers: Mapping[str, float]) -> float:
-    return sum(numbers.values())
+        return cls(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
 def over_tasks(
-    scores: Scores, tasks: Sequence[str], combine: Callable[[Mapping[str, float]], float] = mean
+    scores: Scores,
+    tasks: Sequence[str],
+    combine: Callable[[Iterable[float]], float] = fmean,
 ) -> Spread | None:
-    """`combine` of each seed's numbers by task, over the seeds that have all `tasks`."""
+    """`combine` of each seed's numbers on `tasks`, over the seeds that have all of them."""
     if not tasks:
         return None
     seeds = set.intersection(*(set(scores.get(task, {})) for task in tasks))
-    return Spread.of(
-        combine({task: scores[task][seed] for task in tasks}) for seed in sorted(seeds)
-    )
+    return Spread.of(combine([scores[task][seed] for task in tasks]) for seed in sorted(seeds))
 
 
 def shared_tasks(all_scores: Iterable[Scores]) -> list[str]:
@@ -101,7 +92,7 @@ def total_stored(study: Study, variant: Variant, tasks: Sequence[str]) -> Spread
     """Millions of parameters for all `tasks` together, the source network once."""
     source = study.source.cost["parameters"] if study.source else 0.0
     stored = numbers(study, variant, "stored")
-    return over_tasks(stored, tasks, lambda millions: source + total(millions))
+    return over_tasks(stored, tasks, lambda millions: source + sum(millions))
 
 
 def mean_shares(study: Study, variant: Variant, name: str) -> dict[str, list[float]]:

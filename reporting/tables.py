@@ -66,12 +66,16 @@ def accuracy_table(caption: str, scores: Mapping[Variant, Scores], points: str =
     points = points or f"points of {counted(len(tasks), 'task')} (not S)"
     show = dict.fromkeys(tasks, cell)
     show[SOURCE.name] = mean_cell  # one network, whatever the number of seeds
+
+    def score(accuracies: Sequence[float]) -> float:
+        return decathlon_score(dict(zip(tasks, accuracies, strict=True)))
+
     rows = [
         [
             variant.title,
             number_of_seeds(found),
             *(cell(over_tasks(found, of), 2) for of in means.values()),
-            cell(over_tasks(found, tasks, decathlon_score), 0),
+            cell(over_tasks(found, tasks, score), 0),
             *(show[task](over_tasks(found, [task]), 2) for task in tasks),
         ]
         for variant, found in scores.items()
@@ -158,7 +162,7 @@ def cost_table(study: Study) -> Table:
         relative = stored.mean / source if stored and source else None
         compute = [numbers(study, variant, part) for part in ("network", "policy network")]
         macs = [mean_cell(over_tasks(part, study.tasks), 3) for part in compute]
-        minutes = over_tasks(numbers(study, variant, "minutes"), study.tasks, statistics.total)
+        minutes = over_tasks(numbers(study, variant, "minutes"), study.tasks, sum)
         cells = [mean_cell(stored, 2), shown(relative, 2), *macs, mean_cell(minutes, 1)]
         rows.append([variant.title, *cells])
     header = ["method", "stored, M", "stored, × source", "GMAC, network", "GMAC, policy network"]

@@ -120,11 +120,8 @@ def test_tasks_left_out_or_without_labels_are_not_scored_and_named(folder):
     strange = as_answers({90_100_001: 90_000_001, 10_100_001: 10_000_001, 5: 1})
     figures = scored(folder, [*RIGHT, *strange], "--tasks", "dtd", "ucf101", "aircraft")
     assert list(figures["tasks"]) == ["dtd"]
-    assert figures["problems"] == []  # answers to other tasks are not unknown
-    unlabelled, left_out, stray = figures["notes"][:3]
-    assert unlabelled.endswith("with labels for aircraft, ucf101 (2 images answered).")
-    assert left_out.endswith("svhn, vgg-flowers (3 images answered).")
-    assert stray == "Answered image ids of no task, 1: 5"
+    assert figures["problems"] == ["no task, unknown: 5"]  # answers to other tasks are not unknown
+    assert figures["notes"][0].startswith("NOT SCORED: aircraft, ucf101. There is no")
 
 
 @pytest.mark.parametrize(

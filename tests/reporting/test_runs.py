@@ -3,16 +3,9 @@
 import json
 
 import pytest
-from made_up_runs import (
-    SETTINGS,
-    record,
-    val_figures,
-    write_json,
-    write_published_like,
-    write_run,
-)
+from made_up_runs import SETTINGS, record, val_figures, write_json, write_published_like, write_run
 
-from reporting.comparability import departures_on_test
+from reporting.comparability import departures
 from reporting.study import read_study
 from runtime.errors import SpotTuneError
 
@@ -30,21 +23,17 @@ def test_a_variant_is_a_method_its_k_and_its_way_to_decide(tmp_path):
     for k in (1, 2):
         write_run(tmp_path / f"last{k}", "dtd", "lastk", 50.0, k=k)
     write_run(tmp_path / "global", "dtd", "globalk", 50.0, k=3, lambda_k=1.0, lambda_e=1.0)
-    policies = {policy: val_figures(50.0) for policy in ("argmax", "sample", "finetuned", "kept")}
-    last = record(2, 50.0, policies=policies)
-    write_run(tmp_path / "spottune", "dtd", "spottune", [record(1, 20.0), last])
-    del policies["argmax"]
-    last = record(2, 50.0, policies=policies)
-    write_run(tmp_path / "coin", "dtd", "stochastic", [record(1, 20.0), last])
+    ways = {"spottune": ("argmax", "sample", "kept"), "stochastic": ("sample", "finetuned")}
+    for method, policies in ways.items():
+        last = record(2, 50.0, policies={policy: val_figures(50.0) for policy in policies})
+        write_run(tmp_path / method, "dtd", method, [record(1, 20.0), last])
     assert [variant.title for variant in read_study([tmp_path]).variants] == [
         "Fine-tuning last-1",
         "Fine-tuning last-2",
         "Stochastic fine-tuning",
         "Stochastic fine-tuning, all fine-tuned at test",
-        "Stochastic fine-tuning, all kept at test",
         "SpotTune",
         "SpotTune, sampled",
-        "SpotTune, all fine-tuned at test",
         "SpotTune, all kept at test",
         "SpotTune (Global-3)",
     ]
@@ -58,10 +47,9 @@ def test_runs_are_known_by_their_arguments_and_one_below_two_folders_is_one_run(
 
 
 def test_a_folder_without_finished_runs_is_told(tmp_path):
-    assert "found no finished run of a target task, 0 of the source" in complaint(tmp_path)
     assert "no such folder" in complaint(tmp_path / "none")
     write_run(tmp_path / "a", "dtd", "finetune", [record(1, 50.0)])
-    assert "0 of the source and 1 unfinished" in complaint(tmp_path)
+    assert "no finished run of a target task, 0 of the source and 1 unf" in complaint(tmp_path)
 
 
 # What cannot stand in one table.
@@ -84,8 +72,7 @@ def test_a_folder_without_finished_runs_is_told(tmp_path):
         ({"weight_decay": 0.1}, "weight_decay (0.0005 and 0.1)"),
         # Seeds of one method, and two runs of one seed.
         ({"method": "l2sp", "seed": 1, "l2sp_alpha": 0.2}, "l2sp_alpha (0.0 and 0.2)"),
-        ({"method": "l2sp", "lr": 0.01}, "L2-SP on dtd with seed 0, which differ in lr (0.1 and"),
-        ({"method": "l2sp"}, "two runs of L2-SP on dtd with seed 0, which are alike"),
+        ({"method": "l2sp", "precision": "bf16"}, "two runs of L2-SP on dtd with seed 0"),
     ],
 )
 def test_runs_that_differ_where_they_must_not_are_refused(changes, expected, tmp_path):
@@ -123,7 +110,6 @@ def test_networks_of_other_depth_do_not_share_a_table(tmp_path):
         ({"train_split": "train"}, "images learnt from: train (published: trainval)"),
         ({"width": 16}, "channels in the stem of the network: 16 (published: 32)"),
         ({"num_classes": 7}, "source: a network trained on 7 classes (published: 1000"),
-        ({"num_classes": None}, "numbers of classes were not recorded"),
         ({"epochs": 1}, "epochs: 1 (released code: 110)"),
         ({"milestones": []}, "learning rates drop: never (released code: 40)"),
         ({"batch_size": 32}, "images per step: 32 (released code: 128)"),
@@ -138,7 +124,7 @@ def test_networks_of_other_depth_do_not_share_a_table(tmp_path):
 )
 def test_only_runs_as_published_depart_in_nothing(changes, expected, tmp_path):
     write_published_like(tmp_path, **changes)
-    found = departures_on_test(read_study([tmp_path]))
+    found = departures(read_study([tmp_path]))
     assert expected in "\n".join(found) if expected else found == []
 
 
@@ -148,7 +134,7 @@ def test_other_test_images_and_tasks_without_answers_count_too(tmp_path):
     scores["tasks"]["svhn"]["images"] = 20
     scores["tasks"]["dtd"]["missing"] = scores["tasks"]["dtd"]["images"]
     write_json(tmp_path / "score_test.json", scores)
-    assert departures_on_test(read_study([tmp_path])) == [
+    assert departures(read_study([tmp_path])) == [
         "data: svhn was scored on 20 test images, officially 26,032",
         "tasks: no test score of dtd (published: all ten)",
     ]
@@ -165,7 +151,7 @@ LAST = json.dumps(record(2, 50.0))
     [
         ("arguments.json", "{"),
         ("arguments.json", "[]"),
-        ("arguments.json", '{"task": "dtd", "method": "finetune"}'),
+        ("arguments.json", '{"task": "dtd", "method": "finetune", "num_classes": 2}'),
         ("arguments.json", json.dumps(SETTINGS | {"task": "dtd", "method": "another"})),
         ("records.jsonl", "[" * 100_000),
         ("records.jsonl", f"{LAST}\n{LAST[:50]}\n"),
@@ -186,11 +172,3 @@ def test_a_damaged_file_is_named_in_one_line(file, content, tmp_path):
     else:
         (folder / file).write_text(content)
     assert file.rpartition("/")[2] in complaint(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["data_sha256", "k", "lambda_k", "num_classes"])
-def test_older_runs_that_did_not_record_all_settings_are_read(name, tmp_path):
-    folder = write_run(tmp_path, "dtd", "finetune", 50.0)
-    known = json.loads((folder / "arguments.json").read_text())
-    write_json(folder / "arguments.json", {k: v for k, v in known.items() if k != name})
-    assert len(read_study([tmp_path]).runs) == 1
