@@ -5,12 +5,12 @@
 What counts as a right answer stands in challenge/scoring.py.
 """
 
-import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from challenge.scoring import SPLITS, as_record, as_text, score
+from challenge.scoring import SPLITS, as_text, score
 from challenge.submissions import PUBLIC_LABELS, read_answers, read_labels
 from decathlon import TASK_BY_NAME
 from runtime.cli import Parser
@@ -18,7 +18,7 @@ from runtime.errors import SpotTuneError, run_script
 from runtime.files import check_place, write_whole
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser("Score answers to the Visual Decathlon, for any split whose labels you have.")
     parser.epilog = f"The {PUBLIC_LABELS}."
     add = parser.add_argument
@@ -33,27 +33,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=list(TASK_BY_NAME), help="score only these, any of %(choices)s; unset: all")
     add("--json", type=Path, metavar="FILE", help="write the figures here as well")
     # fmt: on
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
 
-
-def check_output(path: Path, inputs: Iterable[Path]) -> None:
-    """Refuse early what could not be written, or would replace what is being scored."""
-    check_place(path)
-    if any(path.resolve() == other.resolve() for other in inputs):
-        raise SpotTuneError(f"--json {path}: this is the file to be scored; name another")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
     results = args.results or Path(args.split) / "results.json"
     if args.json:
-        check_output(args.json, inputs=[results, args.annotations])
-    answers = read_answers(results)
+        check_place(args.json)
+        if args.json.resolve() in (results.resolve(), args.annotations.resolve()):
+            raise SpotTuneError(f"--json {args.json}: this file is to be scored; name another")
     tasks = [name for name in TASK_BY_NAME if name in args.tasks]
     labels = read_labels(args.annotations, args.split, tasks)
-    report = score(answers, labels, args.split, tasks)
+    report = score(read_answers(results), labels, args.split, tasks)
     if args.json:
-        write_whole(args.json, (json.dumps(as_record(report), indent=2) + "\n").encode())
+        write_whole(args.json, (json.dumps(asdict(report), indent=2) + "\n").encode())
     print(as_text(report))
 
 

@@ -27,130 +27,108 @@ from decathlon import (
     TARGETS,
     TASK_BY_NAME,
     TASKS,
-    DecathlonTask,
     decathlon_score,
     task_points,
 )
 
 SPLITS = ("train", "val", "test")  # in the order of the split's digit in an image id
+PROBLEMS = ("missing", "doubled", "foreign", "unknown")
 HEADS = ["ImNt", "Airc", "C100", "DPed", "DTD", "GTSR", "Flwr", "OGlt", "SVHN", "UCF", "mean"]
 
 
 @dataclass(frozen=True)
-class TaskResult:
-    """One task's counts, and the ids of the images that have each kind of problem."""
+class TaskScore:
+    """One task's numbers of images, its accuracy in percent, its points."""
 
-    task: DecathlonTask
-    classes: int
     images: int
     correct: int
-    problems: Mapping[str, Sequence[int]]
+    accuracy: float
+    points: float
+    missing: int
+    doubled: int
+    foreign: int
+    unknown: int
 
     @property
     def is_answered(self) -> bool:
-        return len(self.problems["missing"]) < self.images
-
-    @property
-    def accuracy(self) -> float:
-        return 100 * self.correct / self.images
-
-    @property
-    def points(self) -> float:
-        return task_points(self.accuracy, self.task.max_error)
+        return self.missing < self.images
 
 
 @dataclass(frozen=True)
 class Report:
-    """The results of the tasks that have labels, and what a reader must know about them."""
+    """The scores of the tasks that have labels, and what a reader must know about them."""
 
     split: str
-    results: Sequence[TaskResult]
+    tasks: Mapping[str, TaskScore]
+    mean: float | None  # None where no task was answered
+    score: float
+    coverage: str  # how many tasks the mean and S are of; empty where both are of all ten
+    problems: Sequence[str]
     notes: Sequence[str]
-
-    @property
-    def accuracies(self) -> dict[str, float]:
-        """Of the tasks that were answered, by name."""
-        return {result.task.name: result.accuracy for result in self.results if result.is_answered}
-
-    @property
-    def mean(self) -> float | None:
-        """None where no task was answered."""
-        return fmean(self.accuracies.values()) if self.accuracies else None
-
-    @property
-    def score(self) -> float:
-        return decathlon_score(self.accuracies)
-
-    @property
-    def coverage(self) -> str:
-        """How many tasks the mean and S are of; empty where both are of all ten."""
-        if len(self.accuracies) == len(TASKS):
-            return ""
-        return (
-            f"mean over {len(self.accuracies)} of {len(TASKS)} tasks (those answered), "
-            f"S over {len(self.results)} of {len(TASKS)}"
-        )
-
-    @property
-    def problems(self) -> list[str]:
-        """The first few images of each kind of problem in each task."""
-        return [
-            f"{result.task.name}, {kind}: {_first_few(ids)}"
-            for result in self.results
-            for kind, ids in result.problems.items()
-            if ids
-        ]
 
 
 def score(
-    answers: Answers, labels: Mapping[str, Labels], split: str, tasks: Sequence[str]
+    answers: Answers, labels: Mapping[str, Labels], split: str, asked: Sequence[str]
 ) -> Report:
-    """Compare the answers with the labels, by task; `tasks` are those that were asked for."""
+    """Compare the answers with the labels, by task; `asked` are the tasks to be scored."""
     unknown: dict[str, list[int]] = {}  # by the task whose number an id carries, or "no task"
     for image in answers.keys() - {image for one in labels.values() for image in one.by_image}:
         owner = next((task.name for task in TASKS if task.owns(image)), "no task")
         unknown.setdefault(owner, []).append(image)
-    results = [
-        score_task(TASK_BY_NAME[name], one, answers, sorted(unknown.get(name, [])))
-        for name, one in labels.items()
-    ]
-    notes = [
-        *_split_notes(answers, unknown, split),
-        *_coverage_notes(results, unknown, split, tasks),
-        *_likeness_notes(results, split),
-        *ABOUT_PUBLISHED,
-    ]
-    return Report(split, results, notes)
+    tasks, problems = {}, []
+    for name, one in labels.items():
+        found = {image: problem_of(answers.get(image, []), one) for image in one.by_image}
+        found |= dict.fromkeys(sorted(unknown.get(name, [])), "unknown")
+        counts = {kind: list(found.values()).count(kind) for kind in PROBLEMS}
+        correct = sum(answers.get(image) == [right] for image, right in one.by_image.items())
+        accuracy = 100 * correct / len(one.by_image)
+        points = task_points(accuracy, TASK_BY_NAME[name].max_error)
+        tasks[name] = TaskScore(len(one.by_image), correct, accuracy, points, **counts)
+        for kind in filter(counts.get, PROBLEMS):
+            some = _first_few([image for image, problem in found.items() if problem == kind])
+            problems.append(f"{name}, {kind}: {some}")
+    accuracies = answered_accuracies(tasks)
+    coverage = (
+        f"mean over {len(accuracies)} of {len(TASKS)} tasks (those answered), "
+        f"S over {len(tasks)} of {len(TASKS)}"
+    )
+    return Report(
+        split=split,
+        tasks=tasks,
+        mean=fmean(accuracies.values()) if accuracies else None,
+        score=decathlon_score(accuracies),
+        coverage=coverage if len(accuracies) < len(TASKS) else "",
+        problems=problems,
+        notes=[*_notes(answers, labels, unknown, split, asked), *ABOUT_PUBLISHED],
+    )
 
 
-def score_task(
-    task: DecathlonTask, labels: Labels, answers: Answers, unknown: Sequence[int]
-) -> TaskResult:
-    """Count right answers and name the problems; `unknown` are ids of the task without a label."""
-    correct, missing, doubled, foreign = 0, [], [], []
-    for image, category in labels.by_image.items():
-        given = answers.get(image, [])
-        if not given:
-            missing.append(image)
-        elif len(given) > 1:
-            doubled.append(image)
-        elif given[0] not in labels.categories:
-            foreign.append(image)
-        correct += given == [category]
-    problems = {"missing": missing, "doubled": doubled, "foreign": foreign, "unknown": unknown}
-    return TaskResult(task, len(labels.categories), len(labels.by_image), correct, problems)
+def answered_accuracies(tasks: Mapping[str, TaskScore]) -> dict[str, float]:
+    return {name: task.accuracy for name, task in tasks.items() if task.is_answered}
 
 
-# Notes.
+def problem_of(given: Sequence[int], labels: Labels) -> str | None:
+    """The kind of problem that an image with these answers has."""
+    if not given:
+        return "missing"
+    if len(given) > 1:
+        return "doubled"
+    return None if given[0] in labels.categories else "foreign"
 
 
-def _split_notes(
-    answers: Answers, unknown: Mapping[str, Sequence[int]], split: str
+def _first_few(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:3])) + (", ..." if len(ids) > 3 else "")
+
+
+def _notes(
+    answers: Answers,
+    labels: Mapping[str, Labels],
+    unknown: Mapping[str, Sequence[int]],
+    split: str,
+    asked: Sequence[str],
 ) -> Iterator[str]:
-    """A hint when nearly all answers are to unknown images, and most of those to another split's.
-
-    Ids tell their split where the running index stays under 100,000: not in imagenet12.
-    """
+    """What may be wrong with the answers, and why a comparison is not like for like."""
+    # Ids tell their split where the running index stays under 100,000: not in imagenet12.
     ids = [image for task in TARGETS for image in unknown.get(task.name, [])]
     digits = Counter(image % IDS_PER_TASK // 100_000 for image in ids)
     nearly_all = sum(map(len, unknown.values())) > 0.9 * len(answers)
@@ -159,42 +137,29 @@ def _split_notes(
             hint = f"was --split {other} meant?" if other != "train" else "it is not scored."
             yield f"WRONG SPLIT? These look like answers to the {other} split; {hint}"
 
-
-def _coverage_notes(
-    results: Sequence[TaskResult],
-    unknown: Mapping[str, Sequence[int]],
-    split: str,
-    tasks: Sequence[str],
-) -> Iterator[str]:
-    """Which tasks are not answered or not scored, and which image ids are of no task at all."""
-    if unanswered := [result.task.name for result in results if not result.is_answered]:
-        yield (
-            f"NOT ANSWERED: {', '.join(unanswered)}. They count 0 points in S and are left out "
-            f"of the mean."
-        )
-    scored = [result.task.name for result in results]
+    unanswered = [name for name in labels if not answers.keys() & labels[name].by_image.keys()]
+    if unanswered:
+        names = ", ".join(unanswered)
+        yield f"NOT ANSWERED: {names}. They count 0 points in S and are left out of the mean."
+    left_out = [task.name for task in TASKS if task.name not in asked]
     for names, reason in (
-        (tasks, f"there is no <task>_{split}.json with labels for"),
-        ([task.name for task in TASKS if task.name not in tasks], "left out with --tasks:"),
+        ([name for name in asked if name not in labels], f"no <task>_{split}.json with labels for"),
+        (left_out, "left out with --tasks:"),
     ):
-        if names := [name for name in names if name not in scored]:
+        if names:
             answered = sum(len(unknown.get(name, [])) for name in names)
             yield f"NOT SCORED, {reason} {', '.join(names)} ({answered:,} images answered)."
-    if strays := unknown.get("no task"):
-        some = _first_few(sorted(strays))
-        yield f"Answered image ids that carry the number of no task, {len(strays):,}: {some}"
+    if strays := sorted(unknown.get("no task", [])):
+        yield f"Answered image ids of no task, {len(strays):,}: {_first_few(strays)}"
 
-
-def _likeness_notes(results: Sequence[TaskResult], split: str) -> Iterator[str]:
-    """Why a comparison with published rows is not like for like."""
     reasons = ["yours are on val, not on test"] if split == "val" else []
-    for result in results:
-        task = result.task
-        official = task.num_val if split == "val" else task.num_test
-        if (result.images, result.classes) != (official, task.num_classes):
+    for name, one in labels.items():
+        task, found = TASK_BY_NAME[name], (len(one.by_image), len(one.categories))
+        official = (task.num_val if split == "val" else task.num_test, task.num_classes)
+        if found != official:
             reasons.append(
-                f"{task.name} has {result.images:,} images, {result.classes:,} classes "
-                f"(officially {official:,}, {task.num_classes:,})"
+                f"{name} has {found[0]:,} images, {found[1]:,} classes "
+                f"(officially {official[0]:,}, {official[1]:,})"
             )
     if reasons:
         yield f"Not like for like with the published rows: {'; '.join(reasons)}."
@@ -211,45 +176,17 @@ def as_text(report: Report) -> str:
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
-def as_record(report: Report) -> dict[str, object]:
-    """The same figures as --json writes them."""
-    tasks = {
-        result.task.name: {
-            "images": result.images,
-            "correct": result.correct,
-            "accuracy": result.accuracy,
-            "points": result.points,
-            **{kind: len(images) for kind, images in result.problems.items()},
-        }
-        for result in report.results
-    }
-    return {
-        "split": report.split,
-        "tasks_scored": len(tasks),
-        "tasks_answered": len(report.accuracies),
-        "mean": report.mean,
-        "score": report.score,
-        "tasks": tasks,
-        "problems": report.problems,
-        "notes": report.notes,
-    }
-
-
 def _task_table(report: Report) -> list[str]:
     lines = [f"{'task':<14}{'images':>8}{'correct':>9}{'accuracy %':>12}{'points':>9}  problems"]
-    for result in report.results:
-        counts = [f"{len(images):,} {kind}" for kind, images in result.problems.items() if images]
-        remark = (", ".join(counts) or "-") if result.is_answered else "not answered"
+    for name, task in report.tasks.items():
+        counts = {kind: getattr(task, kind) for kind in PROBLEMS}
+        remark = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count) or "-"
         lines.append(
-            f"{result.task.name:<14}{result.images:>8,}{result.correct:>9,}"
-            f"{result.accuracy:>12.2f}{result.points:>9.1f}  {remark}"
+            f"{name:<14}{task.images:>8,}{task.correct:>9,}{task.accuracy:>12.2f}"
+            f"{task.points:>9.1f}  {remark if task.is_answered else 'not answered'}"
         )
     last = f"{'mean, and S':<31}{_figure(report.mean):>12}{report.score:>9.1f}  {report.coverage}"
     return [*lines, last.rstrip()]
-
-
-def _first_few(ids: Sequence[int]) -> str:
-    return ", ".join(map(str, ids[:3])) + (", ..." if len(ids) > 3 else "")
 
 
 def _figure(value: float | None) -> str:
@@ -259,7 +196,7 @@ def _figure(value: float | None) -> str:
 def _published_table(report: Report) -> list[str]:
     """The user's own row above the published ones."""
     own = f"yours ({report.split})" + (" +" if report.coverage else "")
-    table = [(own, report.accuracies, report.mean, f"{report.score:.0f}")]
+    table = [(own, answered_accuracies(report.tasks), report.mean, f"{report.score:.0f}")]
     table += [(row.method, row.accuracies, row.mean, row.shown_score) for row in PUBLISHED]
     lines = [f"{'accuracy %':<23}" + "".join(f"{head:>7}" for head in HEADS) + f"{'S':>11}"]
     for name, accuracies, mean, points in table:

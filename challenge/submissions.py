@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from imdbfolder_coco import UNLABELLED, parse_annotations
 from runtime.errors import SpotTuneError, brief
@@ -37,11 +38,12 @@ class Labels:
 def read_answers(path: Path) -> Answers:
     """Every answer of a results.json, or of a zip that holds one, by image id."""
     is_zip = path.suffix.lower() == ".zip"
-    data = _read_named(path, ["results.json"]).get("results.json") if is_zip else _read_file(path)
-    if data is None:
+    found = _read_named(path if is_zip else path.parent, ["results.json" if is_zip else path.name])
+    if not found:
         raise SpotTuneError(
             f"{path}: no results.json found; submit_val.py and submit_test.py write one"
         )
+    (data,) = found.values()
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:  # broken JSON, broken UTF-8, endless numbers
@@ -89,23 +91,20 @@ def _labels(data: bytes, where: object) -> Labels | None:
 def _read_named(source: Path, names: Iterable[str]) -> dict[str, bytes]:
     """The named files of a folder, or of a zip at any depth, without those that it lacks."""
     if source.is_dir():
-        found = {name: _read_file(source / name) for name in names}
-    elif source.is_file():
-        try:
-            with zipfile.ZipFile(source) as archive:
-                found = {name: _read_member(archive, name) for name in names}
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as e:
-            raise SpotTuneError(f"{source}: not a readable zip file ({brief(e)})") from None
-    else:
+        return {name: _read_file(source / name) for name in names if (source / name).is_file()}
+    if not source.is_file():
         raise SpotTuneError(f"{source}: no such folder or zip file; check the path")
+    try:
+        with zipfile.ZipFile(source) as archive:
+            found = {name: _read_member(archive, name) for name in names}
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as e:
+        raise SpotTuneError(f"{source}: not a readable zip file ({brief(e)})") from None
     return {name: data for name, data in found.items() if data is not None}
 
 
-def _read_file(path: Path) -> bytes | None:
-    if not path.is_file():
-        return None
-    _check_size(path.stat().st_size, path)
-    return path.read_bytes()
+def _read_file(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return _read_bounded(stream, path)
 
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> bytes | None:
@@ -117,15 +116,16 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> bytes | None:
         raise zipfile.BadZipFile(f"it holds {name} {len(found)} times; keep one")
     if found[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise zipfile.BadZipFile(f"{name} is compressed in an unusual way")
-    # A zip bomb unpacks to more than its header says: read no further than the checked size.
-    _check_size(found[0].file_size, f"{archive.filename}/{name}")
     with archive.open(found[0]) as stream:
-        return stream.read(found[0].file_size)
+        return _read_bounded(stream, f"{archive.filename}/{name}")
 
 
-def _check_size(size: int, where: object) -> None:
-    if size > MAX_BYTES:
+def _read_bounded(stream: IO[bytes], where: object) -> bytes:
+    """No further than the limit: a zip bomb unpacks to more than its header says."""
+    data = stream.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
         raise SpotTuneError(
-            f"{where}: {size:,} bytes, where no file of the Decathlon needs more than "
-            f"{MAX_BYTES:,}; is this the right file?"
+            f"{where}: more than {MAX_BYTES:,} bytes, which no file of the Decathlon needs; is "
+            f"this the right file?"
         )
+    return data

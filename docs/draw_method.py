@@ -1,4 +1,4 @@
-"""Draw docs/method.svg and docs/method.png, the README's figure of the method.
+"""Draw docs/method.png, the README's figure of the method.
 
     python docs/draw_method.py
 
@@ -8,7 +8,6 @@ blocks, each kept or fine-tuned as decided. What this image does not use is pale
 
 import io
 import math
-import re
 from pathlib import Path
 
 import matplotlib
@@ -29,12 +28,7 @@ INK, GREY, PALE = "#222222", "#6b6b6b", "#cfcfcf"
 Y_KEPT, Y_MIDDLE, Y_TUNED, Y_DECISION, Y_POLICY = 5.05, 4.0, 2.95, 6.55, 8.75
 BLOCKS_X = [4.1 + 1.07 * block + 0.26 * (block // 4) for block in range(12)]  # gaps between stages
 FIRST, LAST = BLOCKS_X[0], BLOCKS_X[-1]
-STYLE = {
-    "svg.hashsalt": "spottune",  # the same file every time
-    "svg.fonttype": "path",  # the same look everywhere
-    "font.family": "DejaVu Sans",
-    "mathtext.fontset": "dejavusans",
-}
+STYLE = {"font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans"}
 
 
 def faded(colour: str) -> tuple[float, ...]:
@@ -158,13 +152,6 @@ def draw_equation(axes: Axes) -> None:
         text(axes, x, 0.3, note, 11, colour)
 
 
-def shorten(svg: str) -> str:
-    """The same drawing in fewer bytes: four digits, no indents, nothing clipped."""
-    svg = re.sub(r"-?\d+\.\d{3,}", lambda match: f"{float(match[0]):.4g}", svg)
-    svg = re.sub(r' clip-path="[^"]*"', "", svg)
-    return re.sub(r"\n +", "\n", svg)
-
-
 def main() -> None:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11.5, 11.5 * HEIGHT / WIDTH), facecolor="white")
@@ -173,10 +160,8 @@ def main() -> None:
         axes.set_axis_off()
         for draw in (draw_policy, draw_ends, draw_blocks, draw_equation):
             draw(axes)
-        vector, pixels = io.StringIO(), io.BytesIO()
-        figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
+        pixels = io.BytesIO()
         figure.savefig(pixels, format="png", dpi=160)
-    (HERE / "method.svg").write_text(shorten(vector.getvalue()), encoding="utf-8")
     few_colours = Image.open(pixels).convert("RGB").quantize(240, dither=Image.Dither.NONE)
     few_colours.save(HERE / "method.png", optimize=True)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from decathlon import COLUMNS, SOURCE, TASK_BY_NAME
 from methods.registry import METHODS
 from models.resnet26 import PAPER_WIDTH
-from reporting.runs import Run, own_policies
+from reporting.runs import Run
 from reporting.study import Study
 
 PUBLISHED, RELEASED = "published", "released code"
@@ -72,7 +72,7 @@ def _of_data(study: Study) -> Iterator[str]:
 def _of_settings(runs: Sequence[Run]) -> Iterator[str]:
     readers = {
         "lr_agent": [run for run in runs if METHODS[run.method].has_policy_network],
-        "policy": [run for run in runs if own_policies(run.method)],
+        "policy": [run for run in runs if METHODS[run.method].policies],
     }
     for name, (expected, whose, words) in EXPECTED.items():
         if other := sorted({run.setting(name) for run in readers.get(name, runs)} - {expected}):

@@ -3,7 +3,6 @@
 Decisions are those that a run left in decisions.json; the pixels are read as training reads them.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ import numpy as np
 from decathlon import TASK_BY_NAME
 from image_cache.packed import DataFolders
 from imdbfolder_coco import annotation_file, load_images
-from reporting.runs import Run, Variant, read_json
+from reporting.runs import Run, Variant, opened
 from reporting.study import Study
 from runtime.errors import brief
 
@@ -62,13 +61,17 @@ def has_images(task: str, folders: DataFolders, resize: int) -> bool:
 
 def _sides(run: Run, folders: DataFolders) -> Sides | None:
     """None where an image that was decided on is not among those in `folders`."""
-    decisions = read_json(run.folder / "decisions.json", _decisions)
+    with opened(run.folder / "decisions.json") as found:
+        decisions = {int(image_id): row for image_id, row in found["decisions"].items()}
+        lengths = {len(row) for row in decisions.values()}
+        if len(lengths) != 1 or not set("".join(decisions.values())) <= {"0", "1"}:
+            raise ValueError("rows of 0 and 1 of one length were expected")
     images = load_images(TASK_BY_NAME[run.task], ["val"], folders, run.settings.resize)
     place = {int(image_id): index for index, image_id in enumerate(images.image_ids)}
     if not decisions.keys() <= place.keys():
         return None
-    dataset = json.loads(annotation_file(folders.imdbdir, run.task, "val").read_bytes())
-    names = {row["id"]: row.get("name", row["id"]) for row in dataset["categories"]}
+    with opened(annotation_file(folders.imdbdir, run.task, "val")) as dataset:
+        names = {row["id"]: row.get("name", row["id"]) for row in dataset["categories"]}
 
     def example(image_id: int) -> Example:
         index = place[image_id]
@@ -79,14 +82,6 @@ def _sides(run: Run, folders: DataFolders) -> Sides | None:
 
     fewest, most = extremes(decisions)
     return [example(image_id) for image_id in fewest], [example(image_id) for image_id in most]
-
-
-def _decisions(found: Mapping) -> dict[int, str]:
-    """Image id -> its decisions, "1" for a fine-tuned block, from block 1 on."""
-    rows = {int(image_id): row for image_id, row in found["decisions"].items()}
-    if len({len(row) for row in rows.values()}) != 1 or not set("".join(rows.values())) <= {*"01"}:
-        raise ValueError("rows of 0 and 1 of one length were expected")
-    return rows
 
 
 def extremes(decisions: Mapping[int, str]) -> tuple[Sequence[int], Sequence[int]]:

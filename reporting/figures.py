@@ -1,11 +1,4 @@
-"""The figures of a study: what is drawn from its records, and how.
-
-learning_val, learning_train   learning curves, a panel a task, a line a method
-accuracy_and_parameters        mean accuracy against stored parameters
-fine_tuned_share_*             tasks x blocks: share of images that use the fine-tuned copy
-blocks_per_image_*             number of fine-tuned blocks per image
-extremes_*                     images with the fewest and the most fine-tuned blocks
-"""
+"""The figures of a study: learning curves, accuracy against parameters, and decisions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,26 +9,12 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from methods.registry import METHODS
+from reporting import plots, statistics
 from reporting.extremes import Sides
-from reporting.plots import (
-    FINE_TUNED,
-    INK,
-    KEPT,
-    marker_of,
-    new_figure,
-    plain_axes,
-    recorded,
-    share_figure,
-)
-from reporting.runs import Variant, own_policies
-from reporting.statistics import (
-    Spread,
-    mean_over_tasks,
-    mean_shares,
-    shared_tasks,
-    total_stored,
-    val_scores,
-)
+from reporting.plots import FINE_TUNED, INK, KEPT
+from reporting.runs import Variant
+from reporting.statistics import Spread, mean_shares, over_tasks, shared_tasks, val_scores
 from reporting.study import Study
 
 COLOURS = {
@@ -89,12 +68,12 @@ def panels(tasks: Sequence[str], height: float, xlabel: str) -> tuple[Figure, li
     """A figure with a small panel for each task, three in a row."""
     columns = min(COLUMNS, len(tasks))
     rows = -(-len(tasks) // columns)
-    figure = new_figure(max(5.5, 3.4 * columns), height * rows + 0.7)
+    figure = plots.new_figure(max(5.5, 3.4 * columns), height * rows + 0.7)
     grid = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for axes in grid[len(tasks) :]:
         axes.set_visible(False)
     for axes, task in zip(grid, tasks, strict=False):
-        plain_axes(axes)
+        plots.plain_axes(axes)
         axes.set_title(task, fontsize=TITLE_SIZE)
     for axes in grid[: len(tasks)][-COLUMNS:]:
         axes.set_xlabel(xlabel)
@@ -114,7 +93,7 @@ def accuracy_figures(study: Study) -> Iterator[Picture]:
         yield Picture("learning_val", title, caption, figure)
     title = "Cross-entropy in training, nats"
     yield Picture("learning_train", title, caption, curves_figure(train, title))
-    tasks = shared_tasks(val_scores(study, variant) for variant in study.methods)
+    tasks = shared_tasks(val_scores(study).get(variant, {}) for variant in study.methods)
     points = tradeoff_points(study, tasks)
     if len(points) > 1:
         title = f"Mean accuracy on val, %{seen_in_training(study)}"
@@ -133,7 +112,7 @@ def curves_of(study: Study, field: str) -> dict[str, list[Curve]]:
     for variant, style in styles(study).items():
         for task in study.tasks:
             courses = [
-                dict(zip(*recorded(run.history, field), strict=True))
+                dict(zip(*plots.recorded(run.history, field), strict=True))
                 for run in study.of(variant, task)
                 if run.scored_variant == variant or not field.startswith("val")
             ]
@@ -154,7 +133,7 @@ def curves_figure(
         for style, means in lines:
             epochs, mean = list(means), np.array([spread.mean for spread in means.values()])
             std = np.array([spread.std or 0.0 for spread in means.values()])
-            form = style | {"marker": marker_of(epochs)}
+            form = style | {"marker": plots.marker_of(epochs)}
             (known[style["label"]],) = axes.plot(epochs, mean, **form, ms=2.5, linewidth=1.5)
             if std.any():
                 band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
@@ -179,8 +158,8 @@ def tradeoff_points(study: Study, tasks: Sequence[str]) -> list[tuple[Style, flo
     points = []
     targets = [task for task in tasks if task in study.tasks]
     for variant, style in styles(study).items():
-        accuracy = mean_over_tasks(val_scores(study, variant), tasks)
-        stored = total_stored(study, variant, targets)
+        accuracy = over_tasks(val_scores(study).get(variant, {}), tasks)
+        stored = statistics.total_stored(study, variant, targets)
         if accuracy and stored:
             points.append((style, stored.mean, accuracy))
     return points
@@ -190,12 +169,12 @@ def tradeoff_figure(
     points: Sequence[tuple[Style, float, Spread]], title: str, source: float | None
 ) -> Figure:
     """Accuracy against stored parameters; `source`: millions of them in the source network."""
-    figure = new_figure(8.5, 5.2)
+    figure = plots.new_figure(8.5, 5.2)
     axes = figure.subplots()
     for style, stored, accuracy in points:
         bar = {"yerr": accuracy.std, "capsize": 3, "elinewidth": 1.2}
         axes.errorbar(stored, accuracy.mean, **style | {"linestyle": ""}, ms=8, **bar)
-    plain_axes(axes)
+    plots.plain_axes(axes)
     axes.set(xlabel="parameters stored, millions", ylabel=title)
     axes.margins(y=0.1)
     _keep_range(axes, SMALLEST_RANGE)
@@ -214,9 +193,9 @@ def decision_figures(study: Study) -> Iterator[Picture]:
     """Which blocks are fine-tuned, and how many an image; not of the coin's draws."""
     for variant in study.methods:
         shares = mean_shares(study, variant, "block shares")
-        if shares and own_policies(variant.method)[:1] != ("sample",):
+        if shares and METHODS[variant.method].policies[:1] != ("sample",):
             title = f"{variant.title}: val images that use each fine-tuned block"
-            figure, name = share_figure(shares, title), f"fine_tuned_share_{variant.slug}"
+            figure, name = plots.share_figure(shares, title), f"fine_tuned_share_{variant.slug}"
             yield Picture(name, title, "Mean over seeds.", figure)
         if images_decide(variant) and shares:
             title = f"{variant.title}: number of fine-tuned blocks per val image"
@@ -227,7 +206,7 @@ def decision_figures(study: Study) -> Iterator[Picture]:
 
 def images_decide(variant: Variant) -> bool:
     """Whether each image has decisions of its own that were learnt."""
-    return own_policies(variant.method)[:1] == ("argmax",)
+    return METHODS[variant.method].policies[:1] == ("argmax",)
 
 
 def blocks_figure(shares: Mapping[str, Sequence[float]], title: str) -> Figure:
@@ -250,18 +229,14 @@ def blocks_figure(shares: Mapping[str, Sequence[float]], title: str) -> Figure:
 
 
 def extremes_picture(variant: Variant, examples: Mapping[str, Sides]) -> Picture:
+    """A row a task: the images with the fewest fine-tuned blocks, and those with the most."""
     title = f"{variant.title}: val images with the fewest and the most fine-tuned blocks"
     caption = (
         "Under each image: its decisions from the first block to the last, its class, and how many "
         "blocks are fine-tuned. First seed."
     )
-    return Picture(f"extremes_{variant.slug}", title, caption, extremes_figure(examples, title))
-
-
-def extremes_figure(examples: Mapping[str, Sides], title: str) -> Figure:
-    """A row a task: the images with the fewest fine-tuned blocks, and those with the most."""
     each = max(len(side) for sides in examples.values() for side in sides)
-    figure = new_figure(1.3 * (2 * each + 1), 1.65 * len(examples) + 1)
+    figure = plots.new_figure(1.3 * (2 * each + 1), 1.65 * len(examples) + 1)
     columns = [*[8] * each, 1, *[8] * each]  # the narrow one in the middle stays empty
     heights = [8, 1] * len(examples)  # an image, and its decisions below
     form = {"squeeze": False, "width_ratios": columns, "height_ratios": heights}
@@ -284,4 +259,4 @@ def extremes_figure(examples: Mapping[str, Sides], title: str) -> Figure:
     names = {"kept block": KEPT, "fine-tuned block": FINE_TUNED}
     keys = [Patch(color=colour, label=name) for name, colour in names.items()]
     figure.legend(handles=keys, **LEGEND)
-    return figure
+    return Picture(f"extremes_{variant.slug}", title, caption, figure)

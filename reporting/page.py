@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from decathlon import ABOUT_PUBLISHED, SOURCE
-from reporting import tables
+from reporting import statistics, tables
 from reporting.comparability import departures
 from reporting.figures import Picture, seen_in_training
 from reporting.study import Study
@@ -53,6 +53,7 @@ def report_text(
         form=f"{form}.j2",
         study=study,
         tables=tables,
+        statistics=statistics,
         departures=departures(study),
         seen=seen_in_training(study),
         source=SOURCE.name,

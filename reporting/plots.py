@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
@@ -13,16 +13,14 @@ from models.resnet26 import BLOCKS_PER_STAGE
 from runtime.files import write_whole
 
 KEPT, FINE_TUNED = "#2b6ca3", "#d9622b"  # cool and warm, as in the figure of the method
-INK, SOFT, PALE = "#222222", "#6b6b6b", "#dddddd"
+INK, PALE = "#222222", "#dddddd"
 DPI = 130
 FIXED = {"svg.hashsalt": "spottune", "svg.fonttype": "path"}  # the same file every time
 
 
-def new_figure(width: float, height: float, layout: str = "constrained") -> Figure:
-    """An empty figure of that many inches; it lays itself out, unless `layout` is "none"."""
-    figure = Figure(figsize=(width, height), layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of that many inches, which lays itself out."""
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -34,7 +32,7 @@ def save(figure: Figure, path: Path) -> None:
     write_whole(path, content.getvalue())
 
 
-def plain_axes(axes) -> None:
+def plain_axes(axes: Axes) -> None:
     """Without the upper and right frame, on a pale grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color=PALE, linewidth=0.6)
@@ -46,21 +44,24 @@ def draw_curves(history: Sequence[Mapping], task: str, path: Path) -> None:
     if not history:
         return
     figure = new_figure(10, 3.2)
-    loss, accuracy, share = figure.subplots(1, 3)
-    seen = " (seen in training)" if history[0]["val_seen_in_training"] else ""
-    for axes, field, title in (
-        (loss, "loss", "cross-entropy"),
-        (accuracy, "accuracy", "accuracy, %"),
-    ):
-        _line(axes, history, f"train_{field}", "train", KEPT)
-        _line(axes, history, f"val_{field}", f"val{seen}", FINE_TUNED)
+    val = "val (seen in training)" if history[0]["val_seen_in_training"] else "val"
+    panels = {
+        "cross-entropy": {"train_loss": "train", "val_loss": val},
+        "accuracy, %": {"train_accuracy": "train", "val_accuracy": val},
+        "fine-tuned decisions on val, %": {"val_fine_tuned_share": val},
+    }
+    for axes, (title, lines) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for field, label in lines.items():
+            epochs, values = recorded(history, field)
+            if field == "val_fine_tuned_share":
+                values = [100 * sum(shares) / len(shares) for shares in values]
+                axes.set_ylim(0, 100)
+            form = {"color": KEPT if label == "train" else FINE_TUNED, "marker": marker_of(epochs)}
+            axes.plot(epochs, values, label=label, ms=3, **form)
         axes.set(title=title, xlabel="epoch")
         axes.legend(frameon=False, fontsize="small")
-    _line(share, history, "val_fine_tuned_share", "", FINE_TUNED)
-    share.set(title="fine-tuned decisions on val, %", xlabel="epoch", ylim=(0, 100))
-    for axes in (loss, accuracy, share):
-        plain_axes(axes)
         axes.xaxis.get_major_locator().set_params(integer=True)
+        plain_axes(axes)
     figure.suptitle(task)
     save(figure, path)
 
@@ -72,22 +73,16 @@ def recorded(history: Sequence[Mapping], field: str) -> tuple[list[int], list]:
     return [epoch for epoch, _ in points], [value for _, value in points]
 
 
-def _line(axes, history: Sequence[Mapping], field: str, label: str, colour: str) -> None:
-    """Draw `field` where it was recorded; a list of shares is drawn as its mean in percent."""
-    epochs, found = recorded(history, field)
-    values = [
-        100 * sum(value) / len(value) if isinstance(value, list) else value for value in found
-    ]
-    axes.plot(epochs, values, label=label, color=colour, marker=marker_of(epochs), ms=3)
-
-
 def marker_of(epochs: Sequence[int]) -> str | None:
     """A dot for each of a few points, none where they are many."""
     return "o" if len(epochs) < 20 else None
 
 
 def share_figure(shares: Mapping[str, Sequence[float]], title: str) -> Figure:
-    """Tasks x blocks: the share of val images that take the fine-tuned copy."""
+    """Tasks x blocks: the share of val images that take the fine-tuned copy.
+
+    Stages are marked where the blocks are those of the Decathlon's ResNet-26.
+    """
     tasks = list(shares)
     num_blocks = len(shares[tasks[0]])
     figure = new_figure(2.6 + 0.55 * num_blocks, max(3.4, 1.4 + 0.42 * len(tasks)))
@@ -103,7 +98,13 @@ def share_figure(shares: Mapping[str, Sequence[float]], title: str) -> Figure:
     axes.set_title(title, pad=20)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    mark_stages(axes, num_blocks)
+    begin, stages = 0, BLOCKS_PER_STAGE if num_blocks == sum(BLOCKS_PER_STAGE) else ()
+    for stage, size in enumerate(stages, start=1):
+        place = (begin + size / 2) / num_blocks
+        axes.text(place, 1.02, f"stage {stage}", transform=axes.transAxes, ha="center", fontsize=9)
+        begin += size
+        if begin < num_blocks:
+            axes.axvline(begin, color=INK, linewidth=1.2)
     form = {"ha": "center", "va": "center", "fontsize": 8}
     for row, values in enumerate(grid):
         for column, value in enumerate(values):
@@ -111,24 +112,3 @@ def share_figure(shares: Mapping[str, Sequence[float]], title: str) -> Figure:
             axes.text(column + 0.5, row + 0.5, f"{value:.0f}", color=ink, **form)
     figure.colorbar(image, ax=axes, pad=0.02, label="images that use the fine-tuned block, %")
     return figure
-
-
-def mark_stages(axes, num_blocks: int) -> None:
-    """Lines between the network's stages on an axis of blocks, and their names above it.
-
-    None where the blocks are not those of the Decathlon's ResNet-26.
-    """
-    if num_blocks != sum(BLOCKS_PER_STAGE):
-        return
-    begin = 0
-    for stage, size in enumerate(BLOCKS_PER_STAGE, start=1):
-        place = (begin + size / 2) / num_blocks
-        axes.text(place, 1.02, f"stage {stage}", transform=axes.transAxes, ha="center", fontsize=9)
-        begin += size
-        if stage < len(BLOCKS_PER_STAGE):
-            axes.axvline(begin, color=INK, linewidth=1.2)
-
-
-def draw_fine_tuned_share(shares: Mapping[str, Sequence[float]], path: Path) -> None:
-    """The share of val images that take each fine-tuned block, by task, as a PNG."""
-    save(share_figure(shares, "val images that use the fine-tuned block, %"), path)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from reporting.plots import draw_fine_tuned_share
+from reporting.plots import save, share_figure
 from runtime.progress import say
 
 
@@ -15,7 +15,7 @@ def show_results(histories: dict[str, list[dict]], ckpdir: Path) -> None:
     shares = {task: share for task, share in shares.items() if share}
     if shares:
         picture = ckpdir / "fine_tuned_share.png"
-        draw_fine_tuned_share(shares, picture)
+        save(share_figure(shares, "val images that use the fine-tuned block, %"), picture)
         say(f"share of images that use each fine-tuned block: {picture}")
 
 

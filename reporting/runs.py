@@ -6,11 +6,11 @@ run      one training of a method on a task with a seed; its records serve all w
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from decathlon import SOURCE, TASK_BY_NAME
 from engine.settings import Settings
@@ -26,7 +26,6 @@ POLICY_TITLES = {
 }
 # What reading a file raises that main.py did not write, or that is damaged.
 MISFITS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
-Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True)
@@ -97,14 +96,9 @@ class Run:
         found = [tested["block shares"] for tested in self.tested.values() if len(tested) > 1]
         return len(found[0]) if found else None
 
-    def setting(self, name: str) -> object:
+    def setting(self, name: str) -> Any:
         """A setting, or what else was recorded under that name; None or "" where it was not."""
         return getattr(self if hasattr(self, name) else self.settings, name)
-
-
-def own_policies(method: str) -> tuple[str, ...]:
-    """The ways in which a method's images can decide at test time, its own first."""
-    return METHODS[method].policies if method in METHODS else ()
 
 
 def policy_key(method: str, policy: str) -> str:
@@ -112,7 +106,7 @@ def policy_key(method: str, policy: str) -> str:
 
     Raises ValueError for a policy that the method does not have.
     """
-    own = own_policies(method)
+    own = METHODS[method].policies if method in METHODS else ()  # the source has no row
     if own and policy not in own:
         raise ValueError(f"{method} does not decide by {brief(policy)}")
     return policy if policy in own[1:] else ""
@@ -123,38 +117,56 @@ def policy_key(method: str, policy: str) -> str:
 
 def read_run(folder: Path, name: str) -> Run:
     """The records in one run's folder; SpotTuneError, naming the file, where they are damaged."""
-    task, method, num_classes, settings = read_json(folder / "arguments.json", _arguments)
-    path, scores = folder / "records.jsonl", folder.parent / SCORES
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    history = [parse(line, f"{path}, line {n}", _epoch) for n, line in enumerate(lines, start=1)]
-    run = Run(folder, name, task, method, num_classes, settings, history)
+    with opened(folder / "arguments.json") as found:
+        task, method = found.pop("task"), found.pop("method")
+        if task not in TASK_BY_NAME or method not in (
+            [SOURCE_KIND] if task == SOURCE.name else METHODS
+        ):
+            raise ValueError(f"task {brief(task)} with method {brief(method)}")
+        num_classes, settings = number(found.pop("num_classes")), Settings.from_plain(found)
+        policy_key(method, settings.policy)
+    history, tested, path = [], {}, folder / "records.jsonl"
+    if path.exists():
+        with opened(path) as records:
+            history = [_epoch(record) for record in records]
+            if history and len(history) >= settings.epochs:
+                policies = records[-1].get("val_policies", {settings.policy: records[-1]})
+                tested = {policy_key(method, p): _tested(fields) for p, fields in policies.items()}
+    run = Run(folder, name, task, method, num_classes, settings, history, tested=tested)
     if not run.is_finished:
         return run
-    tested = partial(_tested_by_policy, method, settings.policy)
-    machine, commit = read_json(folder / "environment.json", _environment)
-    return replace(
-        run,
-        tested=parse(lines[-1], f"{path}, last line", tested) if lines else {},
-        cost=read_json(folder / "cost.json", partial(_cost, history)),
-        machine=machine,
-        commit=commit,
-        test=read_json(scores, _test_scores).get(task) if scores.exists() else None,
-    )
+    with opened(folder / "cost.json") as found:
+        cost = {
+            "minutes": sum(epoch["seconds"] or 0.0 for epoch in history) / 60,
+            "parameters": number(found["parameters"]) / 1e6,
+            "stored": number(found["stored_parameters"]) / 1e6,
+            "network": number(found["macs_per_image"]["network"]) / 1e9,
+            "policy network": number(found["macs_per_image"]["policy_network"]) / 1e9,
+        }
+    with opened(folder / "environment.json") as found:
+        threads, torch = number(found["threads"]), found["packages"]["torch"]
+        machine = (
+            f"{found['device_name']} ({found['device']}), {threads} thread{'s'[: threads != 1]}, "
+            f"{found['precision']}, torch {torch}"
+        )
+        commit = str(found["commit"] or "not recorded")
+    test = _test_scores(folder.parent / SCORES).get(task)
+    return replace(run, cost=cost, machine=machine, commit=commit, test=test)
 
 
-def read_json(path: Path, build: Callable[[object], Parsed]) -> Parsed:
-    """What `build` makes of the file's JSON; SpotTuneError if it is missing or not as expected."""
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The file's JSON, of a .jsonl a list; SpotTuneError if what it holds fails in the block."""
     if not path.is_file():
         raise SpotTuneError(f"{path}: no such file; main.py leaves one with each run")
-    return parse(path.read_bytes(), path, build)
-
-
-def parse(text: bytes, where: object, build: Callable[[object], Parsed]) -> Parsed:
     try:
-        return build(json.loads(text))
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":  # as one list, so that an error tells the line
+            text = "[" + text.strip().replace("\n", ",\n") + "]"
+        yield json.loads(text)
     except MISFITS as error:
         raise SpotTuneError(
-            f"{where}: damaged, or not written by main.py ({type(error).__name__}: {brief(error)})"
+            f"{path}: damaged, or not written by main.py ({type(error).__name__}: {brief(error)})"
             f"; copy it again or leave the run out"
         ) from error
 
@@ -166,29 +178,10 @@ def number(value: object) -> float:
     return value
 
 
-def _optional(value: object) -> float | None:
-    return None if value is None else number(value)
-
-
-def _arguments(found: Mapping) -> tuple[str, str, int, Settings]:
-    task, method, num_classes = found["task"], found["method"], number(found["num_classes"])
-    own = ("task", "method", "num_classes")
-    settings = Settings.from_plain({name: found[name] for name in found if name not in own})
-    known = [SOURCE_KIND] if task == SOURCE.name else METHODS
-    if task not in TASK_BY_NAME or method not in known:
-        raise ValueError(f"task {brief(task)} with method {brief(method)}")
-    policy_key(method, settings.policy)
-    return task, method, num_classes, settings
-
-
 def _epoch(record: Mapping) -> dict[str, float | None]:
-    names = ("train_loss", "val_accuracy", "seconds")
-    return {"epoch": number(record["epoch"]), **{n: _optional(record.get(n)) for n in names}}
-
-
-def _tested_by_policy(method: str, chosen: str, record: Mapping) -> dict[str, dict]:
-    found = record.get("val_policies", {chosen: record})
-    return {policy_key(method, policy): _tested(fields) for policy, fields in found.items()}
+    found = {name: record.get(name) for name in ("train_loss", "val_accuracy", "seconds")}
+    found = {name: None if value is None else number(value) for name, value in found.items()}
+    return {"epoch": number(record["epoch"]), **found}
 
 
 def _tested(record: Mapping) -> dict:
@@ -206,33 +199,15 @@ def _tested(record: Mapping) -> dict:
     }
 
 
-def _cost(history: Sequence[Mapping], found: Mapping) -> dict[str, float]:
-    macs = found["macs_per_image"]
-    return {
-        "minutes": sum(epoch["seconds"] or 0.0 for epoch in history) / 60,
-        "parameters": number(found["parameters"]) / 1e6,
-        "stored": number(found["stored_parameters"]) / 1e6,
-        "network": number(macs["network"]) / 1e9,
-        "policy network": number(macs["policy_network"]) / 1e9,
-    }
-
-
-def _environment(found: Mapping) -> tuple[str, str]:
-    """The machine in words, and the commit."""
-    threads = number(found["threads"])
-    machine = (
-        f"{found['device_name']} ({found['device']}), {threads} thread{'s'[: threads != 1]}, "
-        f"{found['precision']}, torch {found['packages']['torch']}"
-    )
-    return machine, str(found["commit"] or "not recorded")
-
-
-def _test_scores(found: Mapping) -> dict[str, Mapping]:
-    """Test accuracies by task, of the tasks that were answered."""
-    if found["split"] != "test":
-        raise ValueError(f"scores of {brief(found['split'])}, not of score.py --split test")
-    return {
-        task: {name: number(scored[name]) for name in ("accuracy", "images")}
-        for task, scored in found["tasks"].items()
-        if scored.get("missing") != scored["images"]
-    }
+def _test_scores(path: Path) -> dict[str, Mapping]:
+    """Test accuracies by task, of the tasks that were answered; none without a file."""
+    if not path.exists():
+        return {}
+    with opened(path) as found:
+        if found["split"] != "test":
+            raise ValueError(f"scores of {brief(found['split'])}, not of score.py --split test")
+        return {
+            task: {name: number(scored[name]) for name in ("accuracy", "images")}
+            for task, scored in found["tasks"].items()
+            if scored.get("missing") != scored["images"]
+        }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from decathlon import COLUMNS, SOURCE
-from reporting.runs import Run, Variant
+from reporting.runs import Variant
 from reporting.study import Study
 
 Scores = dict[str, dict[int, float]]  # task -> seed -> number
@@ -31,12 +31,16 @@ class Spread:
         return cls(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
-def over_seeds(scores: Scores, task: str) -> Spread | None:
-    return Spread.of(scores.get(task, {}).values())
+def mean(numbers: Mapping[str, float]) -> float:
+    return fmean(numbers.values())
+
+
+def total(numbers: Mapping[str, float]) -> float:
+    return sum(numbers.values())
 
 
 def over_tasks(
-    scores: Scores, tasks: Sequence[str], combine: Callable[[Mapping[str, float]], float]
+    scores: Scores, tasks: Sequence[str], combine: Callable[[Mapping[str, float]], float] = mean
 ) -> Spread | None:
     """`combine` of each seed's numbers by task, over the seeds that have all `tasks`."""
     if not tasks:
@@ -47,12 +51,10 @@ def over_tasks(
     )
 
 
-def mean_over_tasks(scores: Scores, tasks: Sequence[str]) -> Spread | None:
-    return over_tasks(scores, tasks, lambda numbers: fmean(numbers.values()))
-
-
-def sum_over_tasks(scores: Scores, tasks: Sequence[str]) -> Spread | None:
-    return over_tasks(scores, tasks, lambda numbers: sum(numbers.values()))
+def shared_tasks(all_scores: Iterable[Scores]) -> list[str]:
+    """The tasks that each of them has, in the order of published tables."""
+    all_scores = list(all_scores)
+    return [task for task in COLUMNS if all(scores.get(task) for scores in all_scores)]
 
 
 # Numbers by task and seed.
@@ -60,32 +62,31 @@ def sum_over_tasks(scores: Scores, tasks: Sequence[str]) -> Spread | None:
 
 def numbers(study: Study, variant: Variant, name: str) -> Scores:
     """One of Run.cost or Run.tested, of the variant's runs that have it."""
-    return _by_task_and_seed(
-        study, variant, lambda run: (run.cost | run.tested.get(variant.policy, {})).get(name)
-    )
-
-
-def val_scores(study: Study, variant: Variant) -> Scores:
-    """Accuracy on val after the last epoch in percent, the shared source network's included."""
-    return _with_source(numbers(study, variant, "accuracy"), study.source_accuracies)
-
-
-def test_scores(study: Study, variant: Variant) -> Scores:
-    """Accuracy on test in percent, where score.py's figures lie with the runs."""
-
-    def accuracy(run: Run) -> float | None:
-        return run.test["accuracy"] if run.test and run.scored_variant == variant else None
-
-    sources = [run.test["accuracy"] for run in study.sources if run.test]
-    return _with_source(_by_task_and_seed(study, variant, accuracy), sources)
-
-
-def _by_task_and_seed(study: Study, variant: Variant, number: Callable[[Run], object]) -> Scores:
-    found: Scores = {}
+    found = {}
     for task in study.tasks:
-        seeds = {run.settings.seed: number(run) for run in study.of(variant, task)}
-        found[task] = {seed: value for seed, value in seeds.items() if value is not None}
+        runs = study.of(variant, task)
+        known = {r.settings.seed: r.cost | r.tested.get(variant.policy, {}) for r in runs}
+        found[task] = {seed: fields[name] for seed, fields in known.items() if name in fields}
     return found
+
+
+def val_scores(study: Study) -> dict[Variant, Scores]:
+    """Accuracy on val after the last epoch in percent, the shared source network's included."""
+    return {
+        variant: _with_source(numbers(study, variant, "accuracy"), study.source_accuracies)
+        for variant in study.variants
+    }
+
+
+def test_scores(study: Study) -> dict[Variant, Scores]:
+    """Accuracy on test in percent, of the variants whose figures of score.py lie with the runs."""
+    sources = [run.test["accuracy"] for run in study.sources if run.test]
+    found = {}
+    for run in sorted(study.runs, key=lambda run: run.scored_variant.order):
+        if run.test:
+            scores = found.setdefault(run.scored_variant, {})
+            scores.setdefault(run.task, {})[run.settings.seed] = run.test["accuracy"]
+    return {variant: _with_source(scores, sources) for variant, scores in found.items()}
 
 
 def _with_source(scores: Scores, sources: Sequence[float]) -> Scores:
@@ -96,17 +97,11 @@ def _with_source(scores: Scores, sources: Sequence[float]) -> Scores:
     return {SOURCE.name: dict.fromkeys(seeds, sources[0]), **scores}
 
 
-def shared_tasks(all_scores: Iterable[Scores]) -> list[str]:
-    """The tasks that each of them has, in the order of published tables."""
-    all_scores = list(all_scores)
-    return [task for task in COLUMNS if all(scores.get(task) for scores in all_scores)]
-
-
 def total_stored(study: Study, variant: Variant, tasks: Sequence[str]) -> Spread | None:
     """Millions of parameters for all `tasks` together, the source network once."""
     source = study.source.cost["parameters"] if study.source else 0.0
     stored = numbers(study, variant, "stored")
-    return over_tasks(stored, tasks, lambda millions: source + sum(millions.values()))
+    return over_tasks(stored, tasks, lambda millions: source + total(millions))
 
 
 def mean_shares(study: Study, variant: Variant, name: str) -> dict[str, list[float]]:

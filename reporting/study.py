@@ -5,8 +5,7 @@ stands in its arguments.json; names of folders mean nothing. The source network,
 shared by all methods: its runs in several folders are the same network.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +15,8 @@ from engine.settings import Settings
 from reporting.runs import Run, Variant, read_run
 from runtime.errors import SpotTuneError
 
-# In what runs must agree to stand in one table: all of them, those of a task, those of a variant
-# on a task.
+# In what runs must agree to stand in one table: all of them, those of a task, and (in what else
+# they are set to) those of a variant on a task.
 OF_ALL = ("resize", "crop", "width", "train_split")
 OF_A_TASK = ("num_classes", "data_sha256", "mean", "std", "epochs", "milestones", "batch_size")
 OF_A_TASK += ("weight_decay",)
@@ -60,11 +59,6 @@ class Study:
         """Of any run: to be asked for what all agree in."""
         return self.runs[0].settings
 
-    @property
-    def num_blocks(self) -> int | None:
-        """Residual blocks of the network; None where no image decides."""
-        return next((run.num_blocks for run in self.runs if run.num_blocks), None)
-
     @cached_property
     def source(self) -> Run | None:
         """The source network, from a run that was evaluated as the targets if there is one."""
@@ -73,11 +67,9 @@ class Study:
     @cached_property
     def evaluated_sources(self) -> list[Run]:
         """The source's runs that were evaluated on val, with the settings of the targets."""
-        return [
-            run
-            for run in self.sources
-            if run.tested and all(run.setting(n) == self.runs[0].setting(n) for n in OF_ALL)
-        ]
+        expected = [self.runs[0].setting(name) for name in OF_ALL]
+        found = [run for run in self.sources if run.tested]
+        return [run for run in found if [run.setting(name) for name in OF_ALL] == expected]
 
     @property
     def source_accuracies(self) -> list[float]:
@@ -90,7 +82,13 @@ def read_study(folders: Sequence[Path]) -> Study:
 
     A run that lies below two of the folders is one run.
     """
-    found = {run.folder.resolve(): run for run in _runs_below(folders)}
+    found: dict[Path, Run] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise SpotTuneError(f"{folder}: no such folder; expected one with runs of main.py")
+        for path in sorted(folder.rglob("arguments.json")):
+            name = Path(folder.resolve().name) / path.parent.relative_to(folder)
+            found[path.parent.resolve()] = read_run(path.parent, name.as_posix())
     runs = sorted(found.values(), key=lambda run: run.name)
     unfinished = [run for run in runs if not run.is_finished]
     targets = [run for run in runs if run.is_finished and run.task != SOURCE.name]
@@ -101,53 +99,30 @@ def read_study(folders: Sequence[Path]) -> Study:
             f"{len(sources)} of the source and {len(unfinished)} unfinished ones; expected folders "
             f"as main.py leaves them in its --ckpdir, with arguments.json and records.jsonl"
         )
-    check_comparable(targets, sources)
+    check_comparable([*sources, *targets])
     return Study(targets, sources, unfinished)
 
 
-def _runs_below(folders: Sequence[Path]) -> Iterator[Run]:
-    for folder in folders:
-        if not folder.is_dir():
-            raise SpotTuneError(f"{folder}: no such folder; expected one with runs of main.py")
-        for path in sorted(folder.rglob("arguments.json")):
-            name = Path(folder.resolve().name) / path.parent.relative_to(folder)
-            yield read_run(path.parent, name.as_posix())
-
-
-def check_comparable(targets: Sequence[Run], sources: Sequence[Run] = ()) -> None:
+def check_comparable(runs: Sequence[Run]) -> None:
     """Raise SpotTuneError, naming two folders and the setting, where runs cannot be tabulated."""
-    _refuse_difference(targets, (*OF_ALL, "num_blocks"))
-    _refuse_difference([*targets, *sources], ["source_sha256"])
-    for group in _groups(targets, lambda run: run.task):
-        _refuse_difference(group, OF_A_TASK)
-    for group in _groups(targets, lambda run: (run.variant, run.task)):
-        _refuse_difference(group, OF_A_VARIANT)
-    for first, *others in _groups(targets, lambda run: (run.variant, run.task, run.settings.seed)):
-        if others:
-            raise SpotTuneError(
-                f"{first.folder} and {others[0].folder}: two runs of {first.variant.title} on "
-                f"{first.task} with seed {first.settings.seed}; expected one. Report them apart"
-            )
-
-
-def _groups(runs: Sequence[Run], key: Callable) -> Iterable[list[Run]]:
-    groups = defaultdict(list)
+    known: dict[object, Run] = {}  # by group and setting: the first run that recorded it
     for run in runs:
-        groups[key(run)].append(run)
-    return groups.values()
-
-
-def _refuse_difference(runs: Sequence[Run], names: Sequence[str]) -> None:
-    """Each of the settings is the same wherever it was recorded."""
-    for name in names:
-        first_with: dict[object, Run] = {}
-        for run in runs:
-            if run.setting(name) not in (None, ""):
-                first_with.setdefault(run.setting(name), run)
-        if len(first_with) > 1:
-            (value, first), (other_value, other), *_ = first_with.items()
+        groups = {"all": ("source_sha256",)}
+        if run.task != SOURCE.name:
+            groups |= {"targets": (*OF_ALL, "num_blocks"), run.task: OF_A_TASK}
+            groups |= {(run.variant, run.task): OF_A_VARIANT}
+        for group, name in [(group, name) for group, names in groups.items() for name in names]:
+            value = run.setting(name)
+            first = known.setdefault((group, name), run) if value not in (None, "") else run
+            if first.setting(name) != value:
+                raise SpotTuneError(
+                    f"{first.folder} and {run.folder}: cannot stand in one table, because they "
+                    f"differ in {name} ({str(first.setting(name))[:20]} and {str(value)[:20]}). "
+                    f"Report them apart"
+                )
+        first = known.setdefault((run.variant, run.task, run.settings.seed), run)
+        if first is not run and run.task != SOURCE.name:
             raise SpotTuneError(
-                f"{first.folder} and {other.folder}: cannot stand in one table, because they "
-                f"differ in {name} ({str(value)[:20]} and {str(other_value)[:20]}). Report them "
-                f"apart"
+                f"{first.folder} and {run.folder}: two runs of {run.variant.title} on {run.task} "
+                f"with seed {run.settings.seed}; expected one. Report them apart"
             )

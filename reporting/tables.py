@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from decathlon import COLUMNS, PUBLISHED, SOURCE, TASK_BY_NAME, decathlon_score
 from methods.registry import METHODS
 from reporting import statistics
 from reporting.comparability import departures
 from reporting.runs import Run, Variant
-from reporting.statistics import Scores, Spread, mean_over_tasks, numbers, over_seeds
+from reporting.statistics import Scores, Spread, numbers, over_tasks
 from reporting.study import Study
 
 NONE = "–"
+Numbers = Callable[[str], Spread | None]  # of a variant on a task, by name in Run.cost or .tested
 
 
 @dataclass(frozen=True)
@@ -27,26 +29,18 @@ class Table:
     words: Sequence[int] = (0,)
 
 
-def cell(spread: Spread | None, digits: int) -> str:
-    """Mean ± standard deviation; of one seed the number alone."""
-    deviation = f" ± {spread.std:.{digits}f}" if spread and spread.std is not None else ""
-    return mean_cell(spread, digits) + deviation
+def shown(value: float | None, digits: int) -> str:
+    return NONE if value is None else f"{value:.{digits}f}"
 
 
 def mean_cell(spread: Spread | None, digits: int) -> str:
     return shown(spread.mean if spread else None, digits)
 
 
-def shown(value: float | None, digits: int) -> str:
-    return NONE if value is None else f"{value:.{digits}f}"
-
-
-def by_task(
-    study: Study, caption: str, variants: Sequence[Variant], show: Callable[[Variant, str], str]
-) -> Table:
-    """A row a variant, a column a task."""
-    rows = [[v.title, *(show(v, task) for task in study.tasks)] for v in variants]
-    return Table(caption, ["method", *study.tasks], rows)
+def cell(spread: Spread | None, digits: int) -> str:
+    """Mean ± standard deviation; of one seed the number alone."""
+    deviation = f" ± {spread.std:.{digits}f}" if spread and spread.std is not None else ""
+    return mean_cell(spread, digits) + deviation
 
 
 def counted(number: int, noun: str) -> str:
@@ -56,19 +50,9 @@ def counted(number: int, noun: str) -> str:
 # Accuracy.
 
 
-def val_scores(study: Study) -> dict[Variant, Scores]:
-    return {variant: statistics.val_scores(study, variant) for variant in study.variants}
-
-
-def test_scores(study: Study) -> dict[Variant, Scores]:
-    """Of the variants that were scored."""
-    found = {variant: statistics.test_scores(study, variant) for variant in study.variants}
-    return {v: scores for v, scores in found.items() if any(scores[t] for t in study.tasks)}
-
-
 def test_table(study: Study) -> Table:
     """Accuracy on test of what was scored; with published rows if comparable."""
-    scores = test_scores(study)
+    scores = statistics.test_scores(study)
     if departures(study):
         return accuracy_table("Accuracy on test, %", scores)
     ours = accuracy_table("Accuracy on test, %, beside published rows", scores, "S")
@@ -80,22 +64,19 @@ def accuracy_table(caption: str, scores: Mapping[Variant, Scores], points: str =
     means = mean_columns(scores)
     tasks = list(means.values())[-1]
     points = points or f"points of {counted(len(tasks), 'task')} (not S)"
+    show = dict.fromkeys(tasks, cell)
+    show[SOURCE.name] = mean_cell  # one network, whatever the number of seeds
     rows = [
         [
             variant.title,
             number_of_seeds(found),
-            *(cell(mean_over_tasks(found, of), 2) for of in means.values()),
-            cell(statistics.over_tasks(found, tasks, decathlon_score), 0),
-            *(_accuracy_cell(found, task) for task in tasks),
+            *(cell(over_tasks(found, of), 2) for of in means.values()),
+            cell(over_tasks(found, tasks, decathlon_score), 0),
+            *(show[task](over_tasks(found, [task]), 2) for task in tasks),
         ]
         for variant, found in scores.items()
     ]
     return Table(caption, ["method", "seeds", *means, points, *tasks], rows)
-
-
-def _accuracy_cell(scores: Scores, task: str) -> str:
-    """Of the source without a deviation: it is one network, whatever the number of seeds."""
-    return (mean_cell if task == SOURCE.name else cell)(over_seeds(scores, task), 2)
 
 
 def mean_columns(scores: Mapping[Variant, Scores]) -> dict[str, list[str]]:
@@ -131,7 +112,19 @@ def published_table() -> Table:
     return Table(caption, ["method", f"mean of {len(COLUMNS)} tasks", "S", *COLUMNS], rows)
 
 
-# Decisions.
+# Decisions and cost.
+
+
+def by_task(
+    study: Study, caption: str, variants: Sequence[Variant], show: Callable[[Numbers], str]
+) -> Table:
+    """A row a variant, a column a task; `show` makes a cell of a task's numbers."""
+
+    def on_task(variant: Variant, task: str, name: str) -> Spread | None:
+        return over_tasks(numbers(study, variant, name), [task])
+
+    rows = [[v.title, *(show(partial(on_task, v, t)) for t in study.tasks)] for v in variants]
+    return Table(caption, ["method", *study.tasks], rows)
 
 
 def decision_tables(study: Study) -> list[Table]:
@@ -143,23 +136,17 @@ def decision_tables(study: Study) -> list[Table]:
     deciding = [variant for variant in chosen if any(numbers(study, variant, "blocks").values())]
     if not deciding:
         return []
-
-    def blocks(variant: Variant, task: str) -> str:
-        return cell(over_seeds(numbers(study, variant, "blocks"), task), 1)
-
-    def policies(variant: Variant, task: str) -> str:
-        distinct = over_seeds(numbers(study, variant, "distinct"), task)
-        images = over_seeds(numbers(study, variant, "images"), task)
-        return f"{cell(distinct, 0)} of {mean_cell(images, 0)}" if distinct else NONE
-
-    caption = f"Fine-tuned blocks per val image, of {study.num_blocks}"
+    (num_blocks,) = {run.num_blocks for run in study.runs} - {None}
+    caption = f"Fine-tuned blocks per val image, of {num_blocks}"
     return [
-        by_task(study, caption, deciding, blocks),
-        by_task(study, "Distinct policies, of val images", deciding, policies),
+        by_task(study, caption, deciding, lambda of: cell(of("blocks"), 1)),
+        by_task(study, "Distinct policies, of val images", deciding, _policies),
     ]
 
 
-# Cost.
+def _policies(of: Numbers) -> str:
+    distinct, images = of("distinct"), of("images")
+    return f"{cell(distinct, 0)} of {mean_cell(images, 0)}" if distinct else NONE
 
 
 def cost_table(study: Study) -> Table:
@@ -168,38 +155,31 @@ def cost_table(study: Study) -> Table:
     rows = []
     for variant in study.methods:
         stored = statistics.total_stored(study, variant, study.tasks)
+        relative = stored.mean / source if stored and source else None
         compute = [numbers(study, variant, part) for part in ("network", "policy network")]
-        minutes = statistics.sum_over_tasks(numbers(study, variant, "minutes"), study.tasks)
-        rows.append(
-            [
-                variant.title,
-                mean_cell(stored, 2),
-                shown(stored.mean / source if stored and source else None, 2),
-                *(mean_cell(mean_over_tasks(part, study.tasks), 3) for part in compute),
-                mean_cell(minutes, 1),
-            ]
-        )
+        macs = [mean_cell(over_tasks(part, study.tasks), 3) for part in compute]
+        minutes = over_tasks(numbers(study, variant, "minutes"), study.tasks, statistics.total)
+        cells = [mean_cell(stored, 2), shown(relative, 2), *macs, mean_cell(minutes, 1)]
+        rows.append([variant.title, *cells])
     header = ["method", "stored, M", "stored, × source", "GMAC, network", "GMAC, policy network"]
     return Table("Cost over all tasks", [*header, "training, minutes"], rows)
 
 
 def cost_tables_by_task(study: Study) -> list[Table]:
     """Parameters that each task adds, compute of one predicted image, training time."""
+    shown: dict[str, Callable[[Numbers], str]] = {
+        "Parameters that a task adds to the source network, M": lambda of: mean_cell(
+            of("stored"), 2
+        ),
+        "Compute per image, GMAC: network + policy network": _compute,
+        "Training time, minutes": lambda of: mean_cell(of("minutes"), 1),
+    }
+    return [by_task(study, caption, study.methods, show) for caption, show in shown.items()]
 
-    def table(caption: str, parts: Sequence[str], digits: int) -> Table:
-        def show(variant: Variant, task: str) -> str:
-            spreads = [over_seeds(numbers(study, variant, part), task) for part in parts]
-            found = [mean_cell(spread, digits) for spread in spreads if spread and spread.mean]
-            return " + ".join(found) or NONE
 
-        return by_task(study, caption, study.methods, show)
-
-    compute = ["network", "policy network"]
-    return [
-        table("Parameters that a task adds to the source network, M", ["stored"], 2),
-        table("Compute per image, GMAC: network + policy network", compute, 3),
-        table("Training time, minutes", ["minutes"], 1),
-    ]
+def _compute(of: Numbers) -> str:
+    parts = [of("network"), of("policy network")]
+    return " + ".join(mean_cell(part, 3) for part in parts if part and part.mean) or NONE
 
 
 # Settings.
@@ -210,11 +190,10 @@ def tasks_table(study: Study) -> Table:
     rows = []
     for task in study.tasks:
         run = next(run for run in study.runs if run.task == task)
-        settings = run.settings
-        milestones = ", ".join(map(str, settings.milestones)) or "never"
-        numbers = [run.num_classes, TASK_BY_NAME[task].num_classes, settings.epochs, milestones]
-        decay = f"{settings.weight_decay:g}"
-        rows.append([task, *map(str, numbers), str(settings.batch_size), decay])
+        milestones = ", ".join(map(str, run.settings.milestones)) or "never"
+        cells = [run.num_classes, TASK_BY_NAME[task].num_classes, run.settings.epochs, milestones]
+        cells += [run.settings.batch_size, f"{run.settings.weight_decay:g}"]
+        rows.append([task, *map(str, cells)])
     header = ["task", "classes", "official", "epochs", "rates drop after", "batch", "weight decay"]
     return Table("Settings of tasks", header, rows)
 

@@ -1,6 +1,7 @@
 """The schedule, the step, and the record of an epoch."""
 
 import copy
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -143,30 +144,63 @@ def test_large_weights_whose_sum_overflows_are_finite():
 # Memory.
 
 
+@pytest.fixture
+def with_little_memory(capfd):
+    """Runs a function with 64 MiB more than there are, in a process of its own; what it printed.
+
+    The libraries of this process would not recover.
+    """
+
+    def run(function):
+        def child():
+            with limit:
+                function()
+
+        limit = little_memory(2**26)
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join()
+        out, err = capfd.readouterr()
+        assert process.exitcode == 0, err
+        return out
+
+    return run
+
+
 def memory_hungry():
     """A stem and a head without blocks, and 100 images of 64 x 64 that take 100 MiB in between."""
     images, labels, noise = batch(count=100)
     return PlainNetwork(ResNet(5, 64, ())), images.repeat(1, 1, 4, 4), labels, noise
 
 
-def test_out_of_memory_in_training_is_one_line_with_a_hint_and_no_smaller_batch():
+@pytest.mark.filterwarnings(
+    "ignore:.*use of fork"
+)  # beside pytest's threads, which the child lacks
+def test_out_of_memory_in_training_is_one_line_with_a_hint_and_no_smaller_batch(with_little_memory):
     method, *whole = memory_hungry()
     trainer = Trainer(method, STILL, CPU, 100)
     trainer.step(*(each[:1] for each in whole))  # loads the libraries
     line = "out of memory on cpu in a training step of 100 images of 64 x 64 pixels.*--batch_size"
-    with little_memory(2**26), pytest.raises(SpotTuneError, match=line):
-        trainer.step(*whole)
+
+    def too_large():
+        with pytest.raises(SpotTuneError, match=line):
+            trainer.step(*whole)
+
+    with_little_memory(too_large)
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork")
 @torch.no_grad()
-def test_out_of_memory_in_evaluation_is_said_and_gives_the_same_answers(capsys):
+def test_out_of_memory_in_evaluation_is_said_and_gives_the_same_answers(with_little_memory, capfd):
     method, images, _, noise = memory_hungry()
     evaluator = method.eval().evaluator()
     expected = torch.cat([scores for scores, *_ in InPieces(evaluator, CPU)(images, noise)])
-    assert capsys.readouterr().out == ""
-    with little_memory(2**26):
+    assert capfd.readouterr().out == ""
+
+    def in_pieces():
         parts = list(InPieces(evaluator, CPU)(images, noise))
-    said = capsys.readouterr().out
+        torch.testing.assert_close(torch.cat([scores for scores, *_ in parts]), expected)
+        assert [i for *_, part in parts for i in range(100)[part]] == list(range(100))
+
+    said = with_little_memory(in_pieces)
     assert "out of memory in predicting 100 images at once; going on with 50" in said
-    torch.testing.assert_close(torch.cat([scores for scores, *_ in parts]), expected)
-    assert [i for *_, part in parts for i in range(100)[part]] == list(range(100))

@@ -27,7 +27,8 @@ def test_targets_start_from_the_source_and_draw_the_rest_by_seed_and_task(traine
     still = ["--nb_epochs", "1", "--lr", "1e-30", "--lr_agent", "1e-30"]
     trained.again(tmp_path / "0", "--tasks", "dtd", "svhn", *still)
     trained.again(tmp_path / "1", "--tasks", "dtd", *still, "--seed", "1")
-    starts = [left(tmp_path / seed, task).weights for seed, task in ("0 dtd", "0 svhn", "1 dtd")]
+    runs = [("0", "dtd"), ("0", "svhn"), ("1", "dtd")]
+    starts = [left(tmp_path / seed, task).weights for seed, task in runs]
     for name, tensor in left(trained.ckpdir, SOURCE.name).weights.items():
         if "head.linear" in name or "running" in name or "num_batches" in name:
             continue

@@ -36,6 +36,14 @@ def load(folders):
     return load_images(TASK_BY_NAME["svhn"], ["train"], folders, 16)
 
 
+def annotations_of(folders):
+    return json.loads((folders.imdbdir / "svhn_train.json").read_text())
+
+
+def image_paths(folders):
+    return [folders.datadir / image["file_name"] for image in annotations_of(folders)["images"]]
+
+
 @pytest.mark.parametrize("size", [(16, 16), (40, 25), (25, 40), (73, 72), (9, 200)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_pixels_are_bit_for_bit_those_of_pillow_and_torchvision(size, mode, tmp_path):
@@ -61,7 +69,7 @@ def test_images_that_are_gone_are_read_from_the_pack_with_a_message(folders, cap
 
 def test_images_that_were_replaced_in_place_are_packed_again(folders, capsys):
     load(folders)
-    Image.new("RGB", (20, 16), "red").save(first_image(folders), "JPEG")
+    Image.new("RGB", (20, 16), "red").save(image_paths(folders)[0], "JPEG")
     assert (pixels_of(load(folders))[..., 0] > 240).all()
     assert "made from other image files" in capsys.readouterr().out
 
@@ -80,16 +88,15 @@ def test_data_sets_that_share_a_cache_keep_their_own_pixels(folders, tmp_path):
 
 def test_changed_annotations_are_packed_again(folders):
     load(folders)
-    path = folders.imdbdir / "svhn_train.json"
-    content = json.loads(path.read_text())
+    content = annotations_of(folders)
     gone = content["images"].pop()
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] != gone["id"]]
-    path.write_text(json.dumps(content))
+    (folders.imdbdir / "svhn_train.json").write_text(json.dumps(content))
     assert gone["id"] not in load(folders).image_ids
 
 
 @pytest.mark.parametrize("damage", ["cut short", "emptied", "another file", "index flipped"])
-def test_a_damaged_pack_is_noticed_aloud_and_made_again(folders, damage, capsys):
+def test_a_damaged_pack_is_made_again_with_a_message(folders, damage, capsys):
     load(folders)
     path = pack_of(folders)
     whole = path.read_bytes()
@@ -132,19 +139,13 @@ def set_first(field, value):
 @pytest.mark.parametrize(
     "change",
     [
-        set_first("height", 0),
-        set_first("width", 8),
         set_first("width", 2**31),
         set_first("label", 60_000),
         set_first("label", -2),
         set_first("offset", 2**64 - 3000),
-        set_first("offset", 0),
         lambda index, facts: facts.update(categories=[]),
-        lambda index, facts: facts.update(categories="x"),
-        lambda index, facts: facts.update(categories=[[1]]),
         lambda index, facts: facts.update(categories=[2**63]),
         lambda index, facts: facts.update(version=1),
-        lambda index, facts: json.dumps({"version": 2}),
         lambda index, facts: "[" * 100_000,
     ],
 )
@@ -166,17 +167,14 @@ def test_windows_outside_their_image_are_refused(folders):
     assert images.crops(one, zero, zero, 16, 16).shape == (1, 16, 16, 3)
 
 
-def first_image(folders):
-    content = json.loads((folders.imdbdir / "svhn_train.json").read_text())
-    return folders.datadir / content["images"][0]["file_name"]
-
-
-def damage_three(folders):
-    """Three kinds of damage; the files' names."""
-    paths = [folders.datadir / name for name in names_of(folders)[1:8:3]]
-    paths[0].write_bytes(paths[0].read_bytes()[: paths[0].stat().st_size // 2])
-    paths[1].unlink()
-    paths[2].write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")  # runs programs
+def damage_four(folders):
+    """Four kinds of damage; the files."""
+    half, zeros, gone, program = paths = image_paths(folders)[1:11:3]
+    data = half.read_bytes()
+    half.write_bytes(data[: len(data) // 2])
+    zeros.write_bytes(data[:20] + bytes(len(data) - 20))
+    gone.unlink()
+    program.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")  # runs programs
     return paths
 
 
@@ -184,8 +182,8 @@ def damage_three(folders):
 def test_all_damaged_images_are_named_in_one_line(folders, processes, monkeypatch):
     if processes:
         many(monkeypatch)
-    paths = damage_three(folders)
-    with pytest.raises(SpotTuneError, match="3 of 12 images") as caught:
+    paths = damage_four(folders)
+    with pytest.raises(SpotTuneError, match="4 of 12 images") as caught:
         load(folders)
     message = str(caught.value)
     assert all(str(path) in message for path in paths)
@@ -196,7 +194,7 @@ def test_all_damaged_images_are_named_in_one_line(folders, processes, monkeypatc
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "TIFF", "JPEG2000", "PPM"])
 def test_other_formats_are_read_too(folders, kind):
-    Image.new("RGB", (16, 16), (0, 0, 255)).save(first_image(folders), kind)
+    Image.new("RGB", (16, 16), (0, 0, 255)).save(image_paths(folders)[0], kind)
     assert pixels_of(load(folders))[..., 2].min() > 240
 
 
@@ -206,24 +204,21 @@ def test_other_formats_are_read_too(folders, kind):
         ("data/svhn/train/0001/1.jpg", "data\\svhn\\train\\0001\\1.jpg"),  # by Windows
         ("data/svhn/at 3.02\u202fPM.jpg", "data/svhn/at 3.02\u202fPM.jpg"),  # by macOS
         (None, "data/a\nb.jpg"),
-        (None, "data/\x1b[2J.jpg"),
-        (None, "data/\ud800.jpg"),
         (None, "data/a.jpg\0.png"),
         (None, "data/" + "x" * 3000),
     ],
 )
 def test_odd_file_names_are_read_or_named_in_a_line(folders, name, listed):
-    path = folders.imdbdir / "svhn_train.json"
-    content = json.loads(path.read_text())
+    content = annotations_of(folders)
     if name:
-        first_image(folders).rename(folders.datadir / name)
+        image_paths(folders)[0].rename(folders.datadir / name)
     content["images"][0]["file_name"] = listed
-    path.write_text(json.dumps(content))
+    (folders.imdbdir / "svhn_train.json").write_text(json.dumps(content))
     if name:
         assert len(load(folders)) == 12
-        return
-    with pytest.raises(SpotTuneError, match="1 of 12 images"):
-        load(folders)
+    else:
+        with pytest.raises(SpotTuneError, match="1 of 12 images"):
+            load(folders)
 
 
 def test_a_cache_that_cannot_be_written_names_the_flag(folders):
@@ -248,7 +243,6 @@ def bitmap(width, height):
     ("width", "height", "words"),
     [
         (10_000, 9_000, "exceeds limit"),  # where Pillow only warns
-        (60_000, 60_000, "exceeds limit"),
         (1, 500, ""),
         (1, 1_001, "1 x 1001 pixels"),
         (100_000, 2, "cannot be decoded"),
@@ -256,7 +250,7 @@ def bitmap(width, height):
 )
 def test_an_image_that_would_take_gigabytes_is_refused(width, height, words, folders):
     """One that is a thousand times as long as wide would grow without bound when resized."""
-    path = first_image(folders)
+    path = image_paths(folders)[0]
     path.write_bytes(bitmap(width, height))
     if not words:
         assert len(load(folders)) == 12
@@ -272,23 +266,10 @@ def many(monkeypatch):
     monkeypatch.setattr(decoding, "usable_cores", lambda: 3)
 
 
-def names_of(folders):
-    content = json.loads((folders.imdbdir / "svhn_train.json").read_text())
-    return [image["file_name"] for image in content["images"]]
-
-
-def test_processes_write_the_same_file_as_one_alone(folders, monkeypatch):
-    load(folders)
-    alone = pack_of(folders).read_bytes()
-    pack_of(folders).unlink()
+@pytest.fixture
+def workers(monkeypatch):
+    """The processes that decode; three start for any number of images."""
     many(monkeypatch)
-    started = count_workers(monkeypatch)
-    load(folders)
-    assert len(started) == 3
-    assert pack_of(folders).read_bytes() == alone
-
-
-def count_workers(monkeypatch):
     started = []
 
     class Counted(decoding.Worker):
@@ -300,35 +281,31 @@ def count_workers(monkeypatch):
     return started
 
 
-def test_a_process_that_dies_while_it_waits_for_its_place_is_noticed(folders, monkeypatch):
-    many(monkeypatch)
+def test_processes_write_the_same_file_as_one_alone(folders, request):
+    load(folders)
+    alone = pack_of(folders).read_bytes()
+    pack_of(folders).unlink()
+    workers = request.getfixturevalue("workers")
+    load(folders)
+    assert len(workers) == 3
+    assert pack_of(folders).read_bytes() == alone
 
-    class KilledWaiting(decoding.Worker):
-        def chunk_results(self, count):
-            sizes = super().chunk_results(count)
+
+@pytest.mark.parametrize("moment", ["begins", "waits for its place"])
+def test_a_process_that_dies_is_noticed(moment, folders, workers, monkeypatch):
+    def killed(method):
+        def call(self, *arguments):
+            found = method(self, *arguments)
             self.kill()
             self.wait()
-            return sizes
+            return found
 
-    monkeypatch.setattr(decoding, "Worker", KilledWaiting)
+        return call
+
+    name = "__init__" if moment == "begins" else "chunk_results"
+    monkeypatch.setattr(decoding.Worker, name, killed(getattr(decoding.Worker, name)))
     with pytest.raises(SpotTuneError, match="ended before its work was done"):
         load(folders)
-    assert list(folders.cachedir.iterdir()) == []
-
-
-def test_a_process_that_dies_is_noticed(folders, monkeypatch):
-    many(monkeypatch)
-    started = []
-
-    class Killed(decoding.Worker):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            self.kill()
-            started.append(self)
-
-    monkeypatch.setattr(decoding, "Worker", Killed)
-    with pytest.raises(SpotTuneError, match="ended before its work was done"):
-        load(folders)
-    assert len(started) == 3
-    assert all(process.poll() is not None for process in started)
+    assert len(workers) == 3
+    assert all(process.poll() is not None for process in workers)
     assert list(folders.cachedir.iterdir()) == []

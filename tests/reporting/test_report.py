@@ -340,7 +340,7 @@ def test_from_training_over_submission_and_scores_to_the_page(trained, tmp_path)
     for task in tasks:
         expected = f"{scores[task]['accuracy']:.2f}"
         assert found["Accuracy on test, %"]["SpotTune"][task] == expected
-    assert "svhn was scored on 4 test images" in markdown
+    assert "svhn was scored on 6 test images" in markdown
     names = {path.stem for path in (tmp_path / "out/figures").iterdir()}
     assert names == {
         "learning_val",
