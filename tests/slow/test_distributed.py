@@ -25,7 +25,7 @@ from runtime.distributed import ALONE
 from runtime.randomness import seeded_initialisation
 
 FLAGS = [*SMALL, "--tasks", SOURCE.name, "--pretrained", "none", "--train_split", "train"]
-FLAGS += ["--precision", "fp32", "--source_epochs", "2", "--source_steps", "--eval_every", "2"]
+FLAGS += ["--batch_size", "8", "--source_epochs", "2", "--source_steps", "--eval_every", "2"]
 
 
 def torchrun(root, ckpdir, *flags, before=()):
