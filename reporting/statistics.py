@@ -31,9 +31,7 @@ class Spread:
 
 
 def over_tasks(
-    scores: Scores,
-    tasks: Sequence[str],
-    combine: Callable[[Iterable[float]], float] = fmean,
+    scores: Scores, tasks: Sequence[str], combine: Callable[[Iterable[float]], float] = fmean
 ) -> Spread | None:
     """`combine` of each seed's numbers on `tasks`, over the seeds that have all of them."""
     if not tasks:
