@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PATIENCE, REPOSITORY, is_held, run_script, wait_until
+from conftest import PATIENCE, REPOSITORY, is_held, left, outcome, wait_until
 
 import main
 from decathlon import SOURCE, TASK_BY_NAME
 from engine.arguments import data_folders
-from engine.checkpoints import Checkpoint, checkpoint_file
-from engine.records import TIMING_FIELDS
+from engine.checkpoints import checkpoint_file
 from launch.side_by_side import job_command, longest_first, run_tasks
 from runtime.devices import choose_compute, job_devices
 from runtime.errors import SpotTuneError
@@ -209,33 +208,19 @@ def test_whatever_a_process_prints_is_logged_and_little_of_it_shown(run, tmp_pat
 # --- main.py --jobs ------------------------------------------------------------------------------
 
 
-def records(ckpdir, task):
+def epochs_recorded(ckpdir, task):
     path = ckpdir / task / "records.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMING_FIELDS} for line in lines]
-
-
-def assert_same_bits(task, ours, theirs):
-    """Weights and records."""
-    assert records(ours, task) == records(theirs, task)
-    weights = [dict(Checkpoint.load(checkpoint_file(c, task)).weights) for c in (ours, theirs)]
-    torch.testing.assert_close(*weights, rtol=0, atol=0)
-
-
-def from_source(trained, ckpdir, *more):
-    """Arguments of a run of the targets alone, from the source that was trained before."""
-    source = checkpoint_file(trained.ckpdir, SOURCE.name)
-    more = ["--pretrained", str(source), "--threads", "1", *more]
-    return [*trained.arguments, "--ckpdir", str(ckpdir), *more]
+    return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 @pytest.fixture
-def started():
-    """Starts main.py as a process, that a test is going to do something to."""
+def started(trained, tmp_path):
+    """Starts main.py from the session's source, as a process that a test does something to."""
     processes = []
 
-    def start(*arguments):
-        command = [sys.executable, str(REPOSITORY / "main.py"), *arguments]
+    def start(*more):
+        flags = ["--pretrained", trained.source, "--ckpdir", tmp_path, "--threads", "1", *more]
+        command = [sys.executable, REPOSITORY / "main.py", *trained.arguments, *flags]
         pipe = subprocess.PIPE
         processes.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True))
         return processes[-1]
@@ -256,7 +241,7 @@ def test_side_by_side_the_tasks_end_with_the_bits_of_a_sequential_run(trained, t
     jobs = ["--jobs", "2", "--threads", "1", "--tasks", *tasks]
     main.main([*trained.arguments, "--ckpdir", str(tmp_path), *jobs])
     for task in tasks:
-        assert_same_bits(task, tmp_path, trained.ckpdir)
+        assert outcome(tmp_path, task) == outcome(trained.ckpdir, task)
     said = capfd.readouterr().out
     assert said.startswith("SpotTune on cpu, cpu; seed 0")
     rows = [line.split()[0] for line in said.partition("epochs  train")[2].splitlines()[1:4]]
@@ -269,40 +254,33 @@ def test_side_by_side_the_tasks_end_with_the_bits_of_a_sequential_run(trained, t
 def test_a_task_that_is_killed_in_the_middle_goes_on_and_ends_with_the_same_bits(
     started, trained, tmp_path
 ):
-    side, turn = tmp_path / "side by side", tmp_path / "in turn"
-    more = ["--nb_epochs", "6", "--tasks"]
-    process = started(*from_source(trained, side, "--jobs", "2", *more, "svhn", "dtd"))
-    wait_until(lambda: records(side, "svhn"))
-    os.kill(trainer_of(side, "svhn"), signal.SIGKILL)
-    assert len(records(side, "svhn")) < 6
+    process = started("--jobs", "2", "--nb_epochs", "6", "--tasks", "svhn", "dtd")
+    wait_until(lambda: epochs_recorded(tmp_path, "svhn"))
+    os.kill(trainer_of(tmp_path, "svhn"), signal.SIGKILL)
+    assert epochs_recorded(tmp_path, "svhn") < 6
     said, errors = process.communicate()
     assert (process.returncode, errors) == (0, "")
-    assert (
-        "svhn | was ended by signal 9 (Killed): started again from its checkpoint (1 of 2)" in said
-    )
-    log = (side / "svhn/log.txt").read_text()
+    again = "was ended by signal 9 (Killed): started again from its checkpoint (1 of 2)"
+    assert f"svhn | {again}" in said
+    log = (tmp_path / "svhn/log.txt").read_text()
     assert len(re.findall(r"^\$ .*main\.py .* --tasks svhn ", log, re.MULTILINE)) == 2
     assert " of 6 epochs were finished before" in log
-    main.main(from_source(trained, turn, *more, "svhn"))
-    assert_same_bits("svhn", side, turn)
-    assert len(records(side, "dtd")) == 6
+    trained.again(tmp_path / "alone", "--nb_epochs", "6", "--tasks", "svhn")
+    assert outcome(tmp_path) == outcome(tmp_path / "alone")
+    assert epochs_recorded(tmp_path, "dtd") == 6
 
 
 def test_no_process_outlives_a_run_that_is_killed_and_its_folder_is_held_until_then(
     started, trained, tmp_path
 ):
-    more = ["--jobs", "2", "--nb_epochs", "5000", "--tasks", "svhn"]
-    process = started(*from_source(trained, tmp_path, *more))
-    wait_until(lambda: records(tmp_path, "svhn"))
-    trainer = trainer_of(tmp_path, "svhn")
-    second = run_script("main.py", *from_source(trained, tmp_path, "--tasks", "svhn"))
-    assert second.returncode == 1
-    (line,) = second.stderr.splitlines()
-    assert f"svhn: process {trainer} on " in line
+    process = started("--jobs", "2", "--nb_epochs", "5000", "--tasks", "svhn")
+    wait_until(lambda: epochs_recorded(tmp_path, "svhn"))
+    with pytest.raises(SpotTuneError, match=f"svhn: process {trainer_of(tmp_path, 'svhn')} on "):
+        trained.again(tmp_path, "--tasks", "svhn")
     process.kill()
     process.communicate()
     wait_until(lambda: not is_held(tmp_path / "svhn"))
-    Checkpoint.load(checkpoint_file(tmp_path, "svhn"))
+    left(tmp_path)
     assert not list((tmp_path / "svhn").glob(".*.tmp"))
 
 
@@ -310,14 +288,14 @@ def test_a_mistake_in_one_task_is_told_with_its_log_and_the_others_finish(traine
     damaged = checkpoint_file(tmp_path, "dtd")
     damaged.parent.mkdir()
     damaged.write_bytes(b"no checkpoint")
-    more = ["--jobs", "2", "--nb_epochs", "1", "--tasks", "svhn", "dtd"]
+    flags = ["--jobs", "2", "--nb_epochs", "1", "--tasks", "svhn", "dtd"]
     with pytest.raises(SpotTuneError, match="1 of 2 tasks failed, see .*/dtd/log.txt. The others"):
-        main.main(from_source(trained, tmp_path, *more))
+        trained.again(tmp_path, *flags)
     said = capfd.readouterr().out
     assert f"dtd | error: {damaged}: not a readable checkpoint" in said
     assert "started again" not in said
     assert "svhn                 1 " in said
-    assert len(records(tmp_path, "svhn")) == 1
+    assert epochs_recorded(tmp_path, "svhn") == 1
 
 
 def test_a_job_repeats_the_runs_arguments_and_ends_with_its_own():
@@ -331,7 +309,7 @@ def test_a_job_repeats_the_runs_arguments_and_ends_with_its_own():
 
 def test_jobs_on_a_device_that_is_not_there_are_refused(trained, tmp_path):
     with pytest.raises(SpotTuneError, match="--device cuda:97: not available here"):
-        main.main(from_source(trained, tmp_path, "--jobs", "2", "--device", "cuda:97"))
+        trained.again(tmp_path, "--jobs", "2", "--device", "cuda:97")
     assert list(tmp_path.iterdir()) == []
 
 

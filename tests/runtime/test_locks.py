@@ -12,7 +12,6 @@ import time
 import pytest
 from conftest import REPOSITORY
 
-import main
 from engine.checkpoints import checkpoint_file
 from runtime.errors import SpotTuneError
 from runtime.files import write_whole
@@ -23,14 +22,26 @@ HOLD += "with claimed(Path(sys.argv[1])):\n    print('held', flush=True); time.s
 
 
 @pytest.fixture
-def other_process(tmp_path):
-    """A process that holds the lock of tmp_path / "svhn" until it is killed."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "svhn")]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.communicate()
+def holding(tmp_path):
+    """Starts a process that holds the lock of a task's folder until it is killed."""
+    processes = []
+
+    def start(task):
+        command = [sys.executable, "-c", HOLD, str(tmp_path / task)]
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command, cwd=REPOSITORY, stdout=pipe, text=True))
+        assert processes[-1].stdout.readline() == "held\n"
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def other_process(holding):
+    return holding("svhn")
 
 
 def test_a_second_process_is_refused_and_told_who_is_at_work(other_process, tmp_path):
@@ -77,31 +88,25 @@ def test_training_a_task_that_another_process_trains_is_refused_at_once(
     other_process, trained, tmp_path
 ):
     """Before any of the run's tasks is trained, not only when it is that one's turn."""
-    source = checkpoint_file(trained.ckpdir, "imagenet12")
-    arguments = ["--ckpdir", str(tmp_path), "--pretrained", str(source), "--tasks", "dtd", "svhn"]
     with pytest.raises(SpotTuneError, match=f"svhn: process {other_process.pid} on"):
-        main.main([*trained.arguments, *arguments])
+        trained.again(tmp_path, "--tasks", "dtd", "svhn")
     assert not (tmp_path / "dtd").exists()
 
 
-def test_source_weights_that_another_process_is_adopting_are_waited_for(trained, tmp_path, capsys):
+def test_source_weights_that_another_process_is_adopting_are_waited_for(
+    holding, trained, tmp_path, capsys
+):
     """So that tasks started side by side can share one file of source weights."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "imagenet12")]
-    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "held\n"
-        threading.Timer(0.5, process.kill).start()
-        source = checkpoint_file(trained.ckpdir, "imagenet12")
-        arguments = ["--ckpdir", str(tmp_path), "--pretrained", str(source), "--tasks", "dtd"]
-        main.main([*trained.arguments, *arguments])
+    process = holding("imagenet12")
+    threading.Timer(0.5, process.kill).start()
+    trained.again(tmp_path, "--tasks", "dtd")
     assert f"imagenet12: process {process.pid} on " in capsys.readouterr().out
     assert checkpoint_file(tmp_path, "imagenet12").exists()
 
 
 def test_source_weights_that_were_adopted_before_are_only_read(trained, tmp_path):
     """So that they can lie in a folder that this user may not write to."""
-    source = checkpoint_file(trained.ckpdir, "imagenet12")
-    arguments = ["--ckpdir", str(tmp_path), "--pretrained", str(source), "--nb_epochs", "1"]
-    main.main([*trained.arguments, *arguments, "--tasks", "dtd"])
+    trained.again(tmp_path, "--nb_epochs", "1", "--tasks", "dtd")
     (tmp_path / "imagenet12/.lock").unlink()
-    main.main([*trained.arguments, *arguments, "--tasks", "svhn"])
+    trained.again(tmp_path, "--nb_epochs", "1", "--tasks", "svhn")
     assert not (tmp_path / "imagenet12/.lock").exists()

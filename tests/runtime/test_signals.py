@@ -8,9 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PATIENCE, REPOSITORY, wait_until
-
-from engine.checkpoints import Checkpoint, checkpoint_file
+from conftest import PATIENCE, REPOSITORY, left, wait_until
 
 
 @pytest.fixture
@@ -18,10 +16,9 @@ def svhn(trained, tmp_path):
     """The command line that trains svhn for so many epochs."""
 
     def command(epochs, ckpdir=tmp_path):
-        source = checkpoint_file(trained.ckpdir, "imagenet12")
-        words = [sys.executable, str(REPOSITORY / "main.py"), *trained.arguments, "--tasks", "svhn"]
-        words += ["--ckpdir", str(ckpdir), "--pretrained", str(source), "--nb_epochs", str(epochs)]
-        return [*words, "--threads", "1"]
+        words = [sys.executable, REPOSITORY / "main.py", *trained.arguments, "--tasks", "svhn"]
+        words += ["--ckpdir", ckpdir, "--pretrained", trained.source, "--nb_epochs", epochs]
+        return [*map(str, words), "--threads", "1"]
 
     return command
 
@@ -46,10 +43,6 @@ def epochs_done(ckpdir):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def epochs_saved(ckpdir):
-    return len(Checkpoint.load(checkpoint_file(ckpdir, "svhn")).history)
-
-
 def test_a_closed_terminal_lets_the_step_finish_and_be_saved(svhn, started, tmp_path):
     """The kernel sends SIGHUP, and nothing can be written there any more."""
     ours, theirs = pty.openpty()
@@ -61,7 +54,7 @@ def test_a_closed_terminal_lets_the_step_finish_and_be_saved(svhn, started, tmp_
     os.close(theirs)
     os.close(ours)
     assert process.wait(PATIENCE) == 128 + signal.SIGHUP
-    assert epochs_saved(tmp_path) == epochs_done(tmp_path)
+    assert len(left(tmp_path).history) == epochs_done(tmp_path)
 
 
 def test_under_nohup_a_closed_terminal_changes_nothing(svhn, started, tmp_path):
@@ -82,7 +75,7 @@ def test_a_run_goes_on_without_its_reader_and_is_saved_when_it_is_stopped(svhn, 
     wait_until(lambda: epochs_done(tmp_path) > 1)
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE) == 128 + signal.SIGINT  # as it ends only once it is saved
-    assert epochs_saved(tmp_path) == epochs_done(tmp_path)
+    assert len(left(tmp_path).history) == epochs_done(tmp_path)
 
 
 def test_a_run_with_closed_standard_streams_ends_as_any_other(svhn, tmp_path):
