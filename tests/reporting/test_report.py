@@ -282,7 +282,7 @@ def test_from_training_over_submission_and_scores_to_the_page(trained, tmp_path)
     scores = json.loads((ckpdir / "score_test.json").read_text())["tasks"]
     for task in tasks:
         assert found["Accuracy on test, %"]["SpotTune"][task] == f"{scores[task]['accuracy']:.2f}"
-    assert "svhn was scored on 4 test images" in markdown
+    assert f"svhn was scored on {scores['svhn']['images']} test images" in markdown
     names = {path.stem for path in (tmp_path / "out/figures").iterdir()}
     decisions = {
         f"{name}_spottune" for name in ("fine_tuned_share", "blocks_per_image", "extremes")
