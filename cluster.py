@@ -4,8 +4,8 @@
 
 imagenet12 is trained first, on all GPUs of --nodes machines; the target tasks start when it has
 succeeded, as one job array, each on one GPU. A job that is preempted or reaches its time limit
-returns to the queue and goes on from its checkpoint. Arguments that are not named here are those of
-main.py, for every task.
+returns to the queue and continues from its checkpoint. Arguments that are not named here are
+main.py's, for every task.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Guo et al., *SpotTune: Transfer Learning through Adaptive Fine-tuning*, CVPR 2019. The method is
 SpotTune unless --method names one of its variants or of the paper's baselines. Each task leaves
 its checkpoint, records and curves in --ckpdir/<task>/. Started again with the same arguments, a run
-that was stopped goes on from the last step that was saved, inside an epoch too.
+that was stopped continues from the last step that was saved, inside an epoch too.
 """
 
 import argparse

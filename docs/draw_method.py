@@ -106,7 +106,7 @@ def draw_blocks(axes: Axes) -> None:
         text(axes, middle, 1.98, f"stage {number}: {channels} channels", 11.5, GREY)
     ends = [(FIRST - 0.5, Y_MIDDLE), (LAST + 0.5, Y_MIDDLE)]
     line(axes, ends, GREY, 1.2, layer=1, linestyle=(0, (2, 1.6)))
-    for last in (3, 7):  # the path goes on from one stage to the next
+    for last in (3, 7):  # the path continues from one stage to the next
         line(axes, [(BLOCKS_X[last] + 0.5, Y_MIDDLE), (BLOCKS_X[last + 1] - 0.5, Y_MIDDLE)])
     for block, (x, decision) in enumerate(zip(BLOCKS_X, DECISIONS, strict=True), start=1):
         kept = (Y_KEPT, COOL, COOL_FILL, rf"$F_{{{block}}}$")

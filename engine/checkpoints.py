@@ -202,7 +202,7 @@ class Latest:
         """
         if not self.damage:
             return
-        say(f"{self.damage}. Going on from the one before, {self.where.name}")
+        say(f"{self.damage}. Continuing from the one before, {self.where.name}")
         if self.path.exists():
             keep_copy(self.path, self.path.with_suffix(".damaged.safetensors"))
         keep_copy(self.where, self.path)  # in one step, so that readers always find a file
@@ -213,7 +213,7 @@ def _refuse_earlier_version(path: Path) -> None:
     earlier = path.with_suffix(".pt")
     if earlier.is_file():
         raise SpotTuneError(
-            f"{earlier}: was written by an earlier version, which this one cannot go on from. Give "
+            f"{earlier}: was written by an earlier version and cannot be continued. Give "
             f"another --ckpdir, or remove the file to train the task again"
         )
 

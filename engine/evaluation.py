@@ -95,7 +95,7 @@ class InPieces:
                 f"smaller --resize, or a device with more memory"
             ) from error
         self.largest = size // 2
-        say(f"out of memory in predicting {size} images at once; going on with {self.largest}")
+        say(f"out of memory in predicting {size} images at once; continuing with {self.largest}")
 
 
 def _losses(scores_NK: Tensor, labels: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def fit(
         settings.batch_size,
     )  # fmt: skip
     sums = EpochSums.zero(method.num_blocks, compute.device)
-    history = go_on(run, trainer, sums, num_steps(len(train_data.images), settings.batch_size))
+    history = resume(run, trainer, sums, num_steps(len(train_data.images), settings.batch_size))
     if len(history) < settings.epochs and group.is_first:
         write_surroundings(run.folder, run.arguments(), compute, method, val_data.view)
 
@@ -140,7 +140,7 @@ def not_finite(held: Mapping[str, object]) -> list[str]:
     return [name for name in suspects if not tensors[name].isfinite().all()]
 
 
-def go_on(run: Run, trainer: Trainer, sums: EpochSums, steps: int) -> list[dict]:
+def resume(run: Run, trainer: Trainer, sums: EpochSums, steps: int) -> list[dict]:
     """Load the run's checkpoint, if any, into networks, optimisers and sums; returns its history.
 
     `steps`: of a whole epoch. Records are written anew from the history.

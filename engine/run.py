@@ -52,7 +52,7 @@ class Run:
                 )
             raise SpotTuneError(
                 f"{self.path}: was trained with {name} {brief(trained, 40)}, but this run "
-                f"asks for {brief(asked, 40)}. Give the same settings to go on, or another "
+                f"asks for {brief(asked, 40)}. Give the same settings to continue, or another "
                 f"--ckpdir to train anew"
             )
         return found

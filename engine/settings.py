@@ -92,7 +92,7 @@ class Settings(Recipe):
     def difference(self, other: "Settings", done: int) -> tuple[str, object, object] | None:
         """Name and both values of the first setting that keeps `other` from continuing `self`.
 
-        After `done` epochs. More of them go on from the last one. The test policy does not touch
+        After `done` epochs. More of them continue from the last one. The test policy does not touch
         the weights; but while there are epochs to come, all records are to be of the same one.
         """
         free = ("epochs",) if done < other.epochs else ("epochs", "policy")

@@ -71,7 +71,7 @@ def train_side_by_side(
     if SOURCE in tasks and run_tasks([SOURCE.name], devices, command, ckpdir, retries):
         raise SpotTuneError(
             f"{SOURCE.name} failed, so no target was started; see {log_file(ckpdir, SOURCE.name)}. "
-            f"The same command goes on"
+            f"The same command continues"
         )
     failed = run_tasks([task.name for task in targets], devices, command, ckpdir, retries)
     finished = [task.name for task in tasks if task.name not in failed]
@@ -86,7 +86,7 @@ def check_finished(
     if failed:
         raise SpotTuneError(
             f"{len(failed)} of {len(tasks)} tasks failed, see {', '.join(failed)}. The others are "
-            f"finished; the same command goes on with these"
+            f"finished; the same command continues with these"
         )
 
 

@@ -84,7 +84,7 @@ class TaskJob:
             raise ChildProcessError(f"{self.task} failed")
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit puts into the queue again: the same, since main.py goes on by itself."""
+        """What submitit puts into the queue again: the same, since main.py continues by itself."""
         return DelayedSubmission(self)
 
 
@@ -107,7 +107,7 @@ def leave(place: submitit.JobEnvironment, number: int, requeue: Callable) -> NoR
         except (OSError, subprocess.SubprocessError) as error:  # no scontrol on this node
             say(
                 f"the work is saved, but job {place.job_id} could not be requeued from this node "
-                f"({error}). Run the same cluster.py command again to go on"
+                f"({error}). Run the same cluster.py command again to continue"
             )
     sys.exit(128 + number)
 
@@ -115,8 +115,8 @@ def leave(place: submitit.JobEnvironment, number: int, requeue: Callable) -> NoR
 def is_running_job(job_id: str) -> bool:
     """Whether SLURM counts the job as running: preempted ones it does, cancelled ones not.
 
-    If SLURM does not tell, yes: a job that is requeued for nothing finds its work done or goes on,
-    whereas one that ends for nothing cancels all that wait for it.
+    If SLURM does not tell, yes: a job that is requeued for nothing finds its work done, whereas one
+    that ends for nothing cancels all that wait for it.
     """
     command = ["squeue", "--noheader", f"--jobs={job_id}", "--format=%T"]
     try:
@@ -241,7 +241,7 @@ def check_succeeded(jobs: Jobs, ckpdir: Path) -> None:
     if failed:
         raise SpotTuneError(
             f"{len(failed)} of {len(jobs)} tasks failed: {', '.join(failed)}. The same command "
-            f"goes on from their checkpoints"
+            f"continues from their checkpoints"
         )
 
 

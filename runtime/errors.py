@@ -43,7 +43,7 @@ def run_script(main: Callable[[], None]) -> None:
         main()
     except Stopped as stop:
         name = signal.Signals(stop.number).name
-        print(f"{name}: stopped; the same command goes on where it can", file=sys.stderr)
+        print(f"{name}: stopped; the same command continues where it can", file=sys.stderr)
         sys.exit(128 + stop.number)
     except SpotTuneError as error:
         sys.exit(f"error: {printable(str(error))}")
@@ -55,7 +55,7 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def keep_streams_writable() -> None:
-    """Let work go on when nobody reads standard output or error, or a letter has no encoding.
+    """Let work continue when nobody reads standard output or error, or a letter has no encoding.
 
     `main.py | head -1`, `>&-`, and `2>&1 | tee log` after Ctrl-C, which ends tee first, would
     otherwise end a run before it is saved.

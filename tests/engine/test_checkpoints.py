@@ -86,7 +86,7 @@ def test_others_read_its_weights_and_what_they_are_with_safetensors_alone(good, 
 
 
 def refusal(path):
-    """The one line with which a run that would go on from a file refuses it."""
+    """The one line with which a run that would continue from a file refuses it."""
     with pytest.raises(SpotTuneError) as told:
         found = Checkpoint.load(path)
         method = found.network(path)

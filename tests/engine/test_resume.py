@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used_with_a_messa
         path.write_bytes(data)
     svhn()
     said = capsys.readouterr().out
-    assert "Going on from the one before, checkpoint.previous.safetensors" in said
+    assert "Continuing from the one before, checkpoint.previous.safetensors" in said
     assert "svhn: 1 of 2 epochs were finished before" in said
     assert outcome(tmp_path) == outcome(trained.ckpdir)
     assert (tmp_path / "svhn/checkpoint.damaged.safetensors").exists() == (damage != "gone")

@@ -203,4 +203,4 @@ def test_out_of_memory_in_evaluation_is_said_and_gives_the_same_answers(with_lit
         assert [i for *_, part in parts for i in range(100)[part]] == list(range(100))
 
     said = with_little_memory(in_pieces)
-    assert "out of memory in predicting 100 images at once; going on with 50" in said
+    assert "out of memory in predicting 100 images at once; continuing with 50" in said

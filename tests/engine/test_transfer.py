@@ -96,7 +96,7 @@ def test_a_damaged_source_that_is_a_task_goes_on_from_the_one_before(
     cut_short(own)
     trained.again(tmp_path, "--pretrained", "none", "--tasks", SOURCE.name, "svhn")
     said = capsys.readouterr().out
-    assert said.count("Going on from the one before, checkpoint.previous.safetensors") == 1
+    assert said.count("Continuing from the one before, checkpoint.previous.safetensors") == 1
     assert "imagenet12: 1 of 2 epochs were finished before" in said
     for task in (SOURCE.name, "svhn"):
         assert outcome(tmp_path, task) == outcome(trained.ckpdir, task)

@@ -29,7 +29,7 @@ folder = Path(sys.argv[1])
 with (folder / "starts").open("a") as stream:
     print(os.getpid(), os.getppid(), file=stream)
 """
-# It goes on until it may end, a minute at most, and stops in good order when it is asked to.
+# It continues until it may end, a minute at most, and stops in good order when it is asked to.
 PATIENT = """
 def stop(number, frame):
     (folder / "stopped").touch()

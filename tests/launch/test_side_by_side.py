@@ -152,7 +152,7 @@ time.sleep(600)
     assert process.returncode == 128 + number
     seen = Counter(event.split()[0] for event in events(tmp_path))
     assert seen == dict.fromkeys(["begin", "ready", "got", "saved"], 2)
-    assert f"{name}: stopped; the same command goes on" in said
+    assert f"{name}: stopped; the same command continues" in said
     assert "started again" not in said
 
 

@@ -108,6 +108,6 @@ run_script(main)
     command = [sys.executable, "-c", code, str(tmp_path / "file")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 143
-    assert done.stderr == "SIGTERM: stopped; the same command goes on where it can\n"
+    assert done.stderr == "SIGTERM: stopped; the same command continues where it can\n"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "old"

@@ -133,7 +133,7 @@ def test_stopped_and_started_again_the_bits_are_the_same(name, decathlon_root, t
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     epochs = len(left(tmp_path, SOURCE.name).history)
-    assert f"{name}: stopped; the same command goes on" in errors
+    assert f"{name}: stopped; the same command continues" in errors
     again = ["--source_epochs", str(epochs + 1)]
     finish(torchrun(decathlon_root, tmp_path, *again))
     straight = tmp_path / "straight"

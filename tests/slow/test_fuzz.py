@@ -32,8 +32,8 @@ from safetensors import torch as safe
 
 import score
 from decathlon import TASK_BY_NAME
-from engine.checkpoints import Checkpoint, content_sha256
-from engine.fit import go_on
+from engine.checkpoints import Checkpoint
+from engine.fit import resume
 from engine.run import Run
 from engine.settings import Settings
 from engine.step import EpochSums, Trainer
@@ -48,6 +48,7 @@ from runtime.errors import SpotTuneError
 from sample_data import make
 from weights.mean_std import read_mean_std
 from weights.source_weights import SourceWeights
+from weights.tensor_file import content_sha256
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="memory is limited and measured in Linux's way"
@@ -158,7 +159,7 @@ def read(kind, data, path):
             method = Checkpoint.load(path).network(path)
             trainer = Trainer(method, Rates(0.1, 0.01, 5e-4), Compute(CPU, "fp32"), batch_size=8)
             run = Run(path.parents[1], "svhn", "spottune", IDS, SETTINGS)
-            history = go_on(run, trainer, EpochSums.zero(12, CPU), steps=2)
+            history = resume(run, trainer, EpochSums.zero(12, CPU), steps=2)
             table({"svhn": history[-1]} if history else {})
         case "annotations" | "pack":
             imdbdir = path.parent if kind == "annotations" else data / "annotations"

@@ -120,7 +120,7 @@ def test_preempted_and_requeued_jobs_end_with_the_bits_of_an_undisturbed_run(
     for task, job in zip(TASKS, (source, svhn, dtd), strict=True):
         assert log(ckpdir, job).count("Starting with JobEnvironment") == 2, task
         assert f"of {EPOCHS} epochs were finished before" in printed(ckpdir, task), task
-        assert "stopped; the same command goes on" in printed(ckpdir, task), task
+        assert "stopped; the same command continues" in printed(ckpdir, task), task
         assert outcome(ckpdir, task) == outcome(undisturbed, task)
     assert any(line.split()[:2] == ["dtd", str(EPOCHS)] for line in said(tmp_path))
 
@@ -199,6 +199,6 @@ def test_the_source_on_two_nodes_survives_a_kill_and_preemption(
     assert follower.wait(300) == 0, said(tmp_path)
     assert log(ckpdir, job).count("started again from its checkpoint (1 of 2)") == 2  # on both
     assert printed(ckpdir, "imagenet12").count("finished before") == 2
-    assert printed(ckpdir, "imagenet12").count("stopped; the same command goes on") == 2
+    assert printed(ckpdir, "imagenet12").count("stopped; the same command continues") == 2
     assert log(ckpdir, job).count("Starting with JobEnvironment") == 4
     assert outcome(ckpdir, "imagenet12") == outcome(together, "imagenet12")
