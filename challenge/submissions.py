@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from imdbfolder_coco import UNLABELLED, parse_annotations
 from runtime.errors import SpotTuneError, brief
@@ -103,8 +102,8 @@ def _read_named(source: Path, names: Iterable[str]) -> dict[str, bytes]:
 
 
 def _read_file(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return _read_bounded(stream, path)
+    _check_size(path.stat().st_size, path)
+    return path.read_bytes()
 
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> bytes | None:
@@ -116,16 +115,15 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> bytes | None:
         raise zipfile.BadZipFile(f"it holds {name} {len(found)} times; keep one")
     if found[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise zipfile.BadZipFile(f"{name} is compressed in an unusual way")
+    # A zip bomb unpacks to more than its header says: read no further than the checked size.
+    _check_size(found[0].file_size, f"{archive.filename}/{name}")
     with archive.open(found[0]) as stream:
-        return _read_bounded(stream, f"{archive.filename}/{name}")
+        return stream.read(found[0].file_size)
 
 
-def _read_bounded(stream: IO[bytes], where: object) -> bytes:
-    """No further than the limit: a zip bomb unpacks to more than its header says."""
-    data = stream.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
+def _check_size(size: int, where: object) -> None:
+    if size > MAX_BYTES:
         raise SpotTuneError(
-            f"{where}: more than {MAX_BYTES:,} bytes, which no file of the Decathlon needs; is "
-            f"this the right file?"
+            f"{where}: {size:,} bytes, more than any file of the Decathlon needs; is this the "
+            f"right file?"
         )
-    return data
