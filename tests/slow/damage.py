@@ -59,7 +59,7 @@ ODD_VALUES += (
     ".",
 )
 ODD_VALUES += ("../../../etc/passwd", "/etc/passwd", "data/../../x", "..\\x", "~/x", "x/" * 3000)
-ODD_VALUES += ("\ud800", "/", [{"id": (2**61 - 1) * k} for k in range(1, 2000)])  # sharing a hash
+ODD_VALUES += ("\ud800", "/")
 RAW_JSON = ("NaN", "-Infinity", "1e999", "9" * 6000, "-" + "9" * 30, "[" * 500 + "]" * 500)
 RAW_JSON += ("[" * 100_000, '{"a":' * 100_000, '"\\ud800"', '"\\u001b[2J"', "01", "'x'", "")
 

@@ -110,6 +110,10 @@ def data_files(folder):
     pictures = {name: io.BytesIO() for name in decoding.IMAGE_FORMATS}
     for name, stream in pictures.items():
         Image.linear_gradient("L").resize((24, 20)).convert("RGB").save(stream, name)
+    hostile = [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"]  # is run
+    for size in ((60_000_000, 1), (13_000, 13_000)):
+        Image.new("1", size).save(large := io.BytesIO(), "PNG")
+        hostile.append(large.getvalue())
     tar = Path(shutil.make_archive(folder / "svhn", "tar", folder / "data"))
     return {
         "annotations": [labelled, without],
@@ -117,7 +121,7 @@ def data_files(folder):
         "answers": [answers],
         "zipped answers": [zip_of({"results.json": answers}), *bombs],
         "pack": [(folder / "svhn_val_16.pack").read_bytes()],
-        "image": [stream.getvalue() for stream in pictures.values()],
+        "image": [*(stream.getvalue() for stream in pictures.values()), *hostile],
         "archive": [tar.read_bytes()],
     }
 
@@ -197,7 +201,7 @@ KINDS = {  # how many files, where each is put, damage by the rules of the forma
     "checkpoint": Kind(500, "out/svhn/checkpoint.safetensors", damaged_checkpoint),
     "annotations": Kind(900, "in/svhn_val.json", damaged_json),
     "pack": Kind(400, "out/svhn_val_16.pack", damaged_pack),
-    "image": Kind(600, "in/1.jpg", blind, 1024),  # Pillow's own limit takes 0.4 GB
+    "image": Kind(600, "in/1.jpg", blind, 600),  # Pillow's own limit takes 0.4 GB
     "answers": Kind(400, "in/results.json", damaged_json),
     "zipped answers": Kind(400, "in/results.zip", partial(in_zip, damaged_json)),
     "labels": Kind(300, "in/svhn_val.json", damaged_json),
