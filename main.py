@@ -131,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         milestones=tuple(step for step in (args.step1, args.step2, args.step3) if step),
         policy=choose_policy(method.policies, args.policy),
         precision=compute.precision,
+        compiled=compute.compiled,
         **{name: getattr(args, name) for name in SAME_IN_RECIPE},
     )
     for_source = replace(recipe, epochs=args.source_epochs, milestones=tuple(args.source_steps))

@@ -73,6 +73,11 @@ def source_weights(
         weights = SourceWeights.read(pretrained if is_other_file else found.where, recipe.width)
         history = adopt_source(space, recipe, weights, found, wanted)
     elif wanted:
+        if found is None and pretrained is None:
+            say(
+                f"{SOURCE.name}: no source weights were given, so it is trained first, for "
+                f"{recipe.epochs} epochs; --pretrained FILE saves that time"
+            )
         history = train_task(space, SOURCE, SOURCE_KIND, recipe, None)
         weights = SourceWeights.read(own, recipe.width)
     else:
@@ -159,7 +164,8 @@ def check_same_source(found: Latest, weights: SourceWeights) -> None:
     if not was_adopted(found):
         raise SpotTuneError(
             f"{found.path}: holds a source network that was trained here, but {weights.where} was "
-            f"asked for. Name another --ckpdir, or give --pretrained none"
+            f"asked for. Remove {found.path.parent} to start from those, name another --ckpdir, or "
+            f"give --pretrained none to keep the network trained here"
         )
     if found.checkpoint.settings.source_sha256 != weights.sha256:
         raise SpotTuneError(
@@ -204,7 +210,11 @@ def train_task(
         with seeded_initialisation(settings.seed, task.name):
             net = initial_network(weights, len(categories), settings.width)
             method = build_method(kind, net, settings.width, settings.options)
-        settings = replace(settings, data_sha256=train_data.images.sha256())
+        settings = replace(
+            settings,
+            data_sha256=train_data.images.sha256(),
+            val_sha256=val_data.images.sha256(),
+        )
         run = Run(space.ckpdir, task.name, kind, categories, settings)
         return fit(run, method, train_data, val_data, space.compute, space.pace)
 
