@@ -15,7 +15,6 @@ from methods.registry import COMPACT_KIND
 from runtime.errors import SpotTuneError, brief
 from runtime.progress import say
 
-
 HASHES_OF_DATA = {"data_sha256": "trained on", "val_sha256": "evaluated on"}  # among the settings
 
 
