@@ -225,7 +225,7 @@ def evaluate(
         )
         tested[policy] = summarise(predictions, images)
         if policies and policy == settings.policy:
-            write_decisions(run.folder, images.image_ids, predictions)
+            write_decisions(run.folder, images.image_ids, run.categories, predictions)
     return tested
 
 

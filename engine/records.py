@@ -7,7 +7,7 @@ environment.json   versions, device, threads, commit; and under "before" those o
                    the run was continued in another environment
 cost.json          parameters, and multiply-accumulate operations per predicted image; written
                    again after the last epoch where it depends on what was learnt (Global-k)
-decisions.json     of the last epoch, where images decide: each val image's decisions
+decisions.json     of the last epoch: each val image's decisions, and the category it is taken for
 curves.png         loss, accuracy and share of fine-tuned decisions over the epochs
 """
 
@@ -76,10 +76,18 @@ def val_fields(tested: Tested | None, seen_in_training: bool) -> dict:
     return {**figures, "val_seen_in_training": seen_in_training}
 
 
-def write_decisions(folder: Path, image_ids: Sequence[int], predictions: Predictions) -> None:
-    """decisions.json: the decisions for every val image, "1" for a fine-tuned block."""
+def write_decisions(
+    folder: Path, image_ids: Sequence[int], categories: Sequence[int], predictions: Predictions
+) -> None:
+    """decisions.json: each val image's decisions, "1" for a fine-tuned block, and its answer."""
     rows = ["".join("01"[chosen] for chosen in row) for row in predictions.decisions.tolist()]
-    content = {"split": "val", "decisions": dict(zip(map(int, image_ids), rows, strict=True))}
+    answers = [categories[label] for label in predictions.labels.tolist()]
+    ids = [int(image_id) for image_id in image_ids]
+    content = {
+        "split": "val",
+        "decisions": dict(zip(ids, rows, strict=True)),
+        "answers": dict(zip(ids, answers, strict=True)),
+    }
     write_whole(folder / DECISIONS, (json.dumps(content, indent=0) + "\n").encode())
 
 
