@@ -28,7 +28,7 @@ from runtime.devices import Compute
 from runtime.errors import SpotTuneError
 from runtime.locks import claimed
 from runtime.progress import say
-from runtime.randomness import seeded_initialisation
+from runtime.randomness import seeded_globally
 from weights.source_weights import SourceWeights
 
 
@@ -207,7 +207,7 @@ def train_task(
             val_data = space.data(task, ("val",), settings)
         categories = train_data.images.categories.tolist()
         check_categories(task.name, categories, val_data.images.categories.tolist())
-        with seeded_initialisation(settings.seed, task.name):
+        with seeded_globally(settings.seed, task.name):
             net = initial_network(weights, len(categories), settings.width)
             method = build_method(kind, net, settings.width, settings.options)
         settings = replace(

@@ -103,7 +103,7 @@ def pictures_below(folder: Path) -> list[str]:
 
 def is_picture(name: str) -> bool:
     """Whether a file's name is that of a picture; hidden files are none."""
-    name = os.path.basename(name)
+    name = Path(name).name
     return not name.startswith(".") and name.lower().endswith(ENDINGS)
 
 
