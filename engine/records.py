@@ -71,9 +71,11 @@ def epoch_record(
 
 def val_fields(tested: Tested | None, seen_in_training: bool) -> dict:
     """The val part of a record; None if the epoch was not evaluated."""
-    names = [field.name for field in fields(Tested)]
-    figures = {f"val_{name}": tested and getattr(tested, name) for name in names}
-    return {**figures, "val_seen_in_training": seen_in_training}
+    names = [field.name for field in fields(Tested) if field.name != "of_classes"]
+    figures = {name: tested and getattr(tested, name) for name in names}
+    figures |= tested.of_classes if tested else {}
+    named = {f"val_{name}": figure for name, figure in figures.items()}
+    return {**named, "val_seen_in_training": seen_in_training}
 
 
 def write_decisions(

@@ -37,7 +37,8 @@ class Batch:
 class TaskData:
     """The images of a split, what the network sees of them, and their normalisation.
 
-    `mean_std`: red, green and blue from 0 to 1, three numbers each.
+    `mean_std`: red, green and blue from 0 to 1, three numbers each. `names`: of the files, of own
+    pictures. `balanced`: in training all classes come equally often; images then repeat.
     """
 
     def __init__(
@@ -46,8 +47,11 @@ class TaskData:
         view: View,
         mean_std: tuple[Sequence[float], Sequence[float]],
         device: torch.device,
+        names: Sequence[str] | None = None,
+        balanced: bool = False,
     ) -> None:
         self.images, self.view, self.device = images, view, device
+        self.names, self.balanced = names, balanced
         self._mean, self._std = (
             torch.tensor(figures, device=device).view(3, 1, 1) for figures in mean_std
         )
@@ -57,7 +61,7 @@ class TaskData:
         self, batch_size: int, seed: tuple[int | str, ...], label: str, first: int, group: Group
     ) -> Iterator[Batch]:
         """A shuffled epoch from batch `first` on; the same `seed`, the same batches."""
-        order = training_order(self.images, self.view, *seed)
+        order = training_order(self.images, self.view, *seed, balanced=self.balanced)
         return self._batches(order, batch_size, label, first, group)
 
     def evaluation_batches(self, batch_size: int, label: str) -> Iterator[Batch]:

@@ -98,10 +98,26 @@ class PackedImages:
         index = [records for part in parts for records in part._index]
         return cls(pixels, index, parts[0].categories)
 
+    @classmethod
+    def of_arrays(cls, pixels: Sequence[np.ndarray], num_classes: int) -> "PackedImages":
+        """Images H x W x 3 uint8 in memory, without labels; their ids count from 0."""
+        count = len(pixels)
+        index = new_index(
+            Annotations(np.arange(num_classes), np.arange(count), np.full(count, -1), [])
+        )
+        set_sizes(index, (image.shape[:2] for image in pixels))
+        header = np.zeros(HEADER.size, dtype=np.uint8)
+        flat = np.concatenate([header, *(image.reshape(-1) for image in pixels)])
+        return cls([flat], [index], np.arange(num_classes))
+
     def chosen(self, places: Sequence[int]) -> "PackedImages":
-        """Some of the images of one packed file, in this order."""
-        (pixels,), (index,) = self.parts, self._index
-        return PackedImages([pixels], [index[places]], self.categories)
+        """Some of the images; `places` ascend."""
+        begins = np.cumsum([0, *map(len, self._index)])
+        parts = [
+            records[[place - begin for place in places if begin <= place < begin + len(records)]]
+            for records, begin in zip(self._index, begins, strict=False)
+        ]
+        return PackedImages(self.parts, parts, self.categories)
 
     def __len__(self) -> int:
         return len(self._places)

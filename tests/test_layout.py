@@ -7,10 +7,10 @@ from conftest import REPOSITORY
 
 FLOORS = (  # from the top; a room imports only from floors below its own, or from itself
     {"cluster", "report", "benchmarks", "study"},
-    {"main", "submit_val", "submit_test", "score"},
+    {"main", "train_folder", "predict", "submit_val", "submit_test", "score"},
     {"challenge", "launch", "reporting"},
     {"engine"},
-    {"imdbfolder_coco"},
+    {"image_folders", "imdbfolder_coco"},
     {"image_cache", "methods", "sample_data", "weights"},
     {"agent_net"},
     {"decathlon", "gumbel_softmax", "models"},
