@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 
@@ -28,3 +29,20 @@ class ResidualNetwork(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(x)
+
+
+class Head(nn.Module):
+    """features(x) -> N x C, classifier -> scores N x K.
+
+    The classifier stays in float32 under autocast: scores in bf16 would tie.
+    """
+
+    def __init__(self, features: nn.Module, classifier: nn.Module) -> None:
+        super().__init__()
+        self.features = features
+        self.classifier = classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        features_NC = self.features(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.classifier(features_NC.to(next(self.classifier.parameters()).dtype))
