@@ -36,7 +36,7 @@ def answers(
             "probability": round(first, 6),
             "second": classes[predictions.runners_up[place]],
             "second_probability": round(second, 6),
-            "fine_tuned_blocks": "".join("01"[each] for each in predictions.decisions[place]),
+            "fine_tuned_blocks": "".join("01"[int(each)] for each in predictions.decisions[place]),
         }
 
 

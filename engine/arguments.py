@@ -8,11 +8,12 @@ from pathlib import Path
 
 from decathlon import TASK_BY_NAME
 from engine.data_layout import misplaced_annotations
-from engine.settings import BALANCES, KEPT_NORMS, LARGEST, OPTIMIZERS, SCHEDULES, Recipe
+from engine.settings import BALANCES, LARGEST, OPTIMIZERS, SCHEDULES, Recipe
 from gumbel_softmax import POLICIES, TEMPERATURE
 from image_cache.packed import DataFolders
 from methods.registry import METHODS, choose_policy
 from models.resnet26 import BLOCKS_PER_STAGE, SIDE_MULTIPLE
+from models.spottune import KEPT_NORMS
 from runtime.cli import (
     folder_name,
     non_negative_float,

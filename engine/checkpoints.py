@@ -145,9 +145,14 @@ class Checkpoint:
         return method
 
     def _untrained(self) -> nn.Module:
-        settings = self.settings
-        net = resnet26(len(self.categories), settings.width)
-        return build_method(self.kind, net, settings.width, settings.options)
+        settings, num_classes = self.settings, len(self.categories)
+        if settings.backbone == RESNET26:
+            net = resnet26(num_classes, settings.width)
+        else:
+            from weights.backbone_weights import NONE, load_backbone  # a slow import
+
+            net, _ = load_backbone(settings.backbone, num_classes, NONE, settings.crop)
+        return build_method(self.kind, net, settings.width, settings.options, settings.branches)
 
     def load_into(self, method: nn.Module, path: Path) -> None:
         """Copy the weights into `method` by name; SpotTuneError unless all of them fit."""

@@ -7,14 +7,14 @@ from typing import get_args
 
 from gumbel_softmax import POLICIES, TEMPERATURE
 from image_cache.subsets import Subset
-from methods.registry import METHODS, Options, choose_policy
+from methods.registry import METHODS, Options, TwoBranches, choose_policy
+from models.spottune import KEPT_NORMS
 
 LARGEST = 1024  # channels of a stem, pixels of a side, or blocks
 TRAIN_SPLITS = {"trainval": ("train", "val"), "train": ("train",)}
 RESNET26 = "resnet26"  # the Decathlon's backbone; others are for own pictures
 SCHEDULES = ("step", "cosine")
 OPTIMIZERS = ("sgd", "adamw")
-KEPT_NORMS = ("train", "frozen")
 BALANCES = ("none", "loss", "sampling")
 FITS = ("crop", "squeeze")
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -66,6 +66,11 @@ class Recipe:
     lambda_k: float = 0.0
     lambda_e: float = 0.0
 
+    @property
+    def subset(self) -> Subset:
+        """Which of the training images are used."""
+        return Subset(self.images_per_class, self.train_share)
+
     def as_released(self) -> "Recipe":
         """Without what goes beyond the released recipe."""
         beyond = {each.name: each.default for each in fields(Recipe) if each.default is not MISSING}
@@ -95,9 +100,9 @@ class Settings(Recipe):
         return Options(**{field.name: getattr(self, field.name) for field in fields(Options)})
 
     @property
-    def subset(self) -> Subset:
-        """Which of the training images are used."""
-        return Subset(self.images_per_class, self.train_share)
+    def branches(self) -> TwoBranches:
+        """What a method with two branches needs to know."""
+        return TwoBranches(self.kept_norm, self.temperature, self.policy_size or None)
 
     def as_plain(self) -> dict:
         """Only types that JSON knows."""

@@ -54,7 +54,7 @@ def train(problem: Problem, kind: str, recipe: Recipe, place: Place) -> list[dic
             train_data, val_data, categories = problem.data(settings)
         with seeded_globally(settings.seed, problem.name):
             net = problem.network(len(categories), settings)
-            method = build_method(kind, net, settings.width, settings.options)
+            method = build_method(kind, net, settings.width, settings.options, settings.branches)
         settings = replace(
             settings,
             data_sha256=train_data.images.sha256(),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from methods.optimizers import Rates, sgd
+from methods.optimizers import Rates, optimizers
 from models.folding import folded
 from models.freezing import batch_norms, freeze_all_but_batch_norm
 from models.residual import ResidualNetwork
@@ -47,7 +47,7 @@ class PlainNetwork(nn.Module):
         return self
 
     def optimizers(self, rates: Rates) -> list[torch.optim.Optimizer]:
-        return sgd((self.net, rates.network, rates.weight_decay))
+        return optimizers(rates.optimizer, (self.net, rates.network, rates.weight_decay))
 
 
 def feature_extractor(net: ResidualNetwork) -> PlainNetwork:
@@ -109,4 +109,4 @@ class L2SP(PlainNetwork):
         return self.alpha / 2 * torch.stack(away).sum() + self.beta / 2 * torch.stack(size).sum()
 
     def optimizers(self, rates: Rates) -> list[torch.optim.Optimizer]:
-        return sgd((self.net, rates.network, 0.0))
+        return optimizers(rates.optimizer, (self.net, rates.network, 0.0))

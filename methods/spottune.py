@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gumbel_softmax import POLICIES, TEMPERATURE, likelier_decisions, sample_decisions
-from methods.optimizers import POLICY_WEIGHT_DECAY, Rates, sgd
+from methods.optimizers import POLICY_WEIGHT_DECAY, Rates, optimizers
 from models.folding import folded
 from models.routed import RoutedNet
 from models.spottune import SpotTuneNet
@@ -55,7 +55,8 @@ class SpotTune(nn.Module):
         return self
 
     def optimizers(self, rates: Rates) -> list[torch.optim.Optimizer]:
-        return sgd(
+        return optimizers(
+            rates.optimizer,
             (self.net, rates.network, rates.weight_decay),
             (self.policy_net, rates.policy, POLICY_WEIGHT_DECAY),
         )
