@@ -31,7 +31,7 @@ MARKER = "prepared.sha256"  # of the lists and flags that a folder was made from
 NO_HARD_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)
 
 CUBS = "CUB_200_2011.tgz, https://data.caltech.edu/records/65de6-vp158"
-CARS = "see docs/five_data_sets.md; the first address, ai.stanford.edu, no longer serves it"
+CARS = "see docs/five_data_sets.md; ai.stanford.edu no longer serves it"
 FLOWERS = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 SKETCHES = "sketches_png.zip, https://cybertron.cg.tu-berlin.de/eitz/projects/classifysketch/"
 
@@ -286,7 +286,7 @@ def link(file: Path, target: Path) -> None:
 def crop(picture: Picture) -> Image.Image:
     """The part of a picture in its box, where that lies inside the picture."""
     left, top, right, bottom = map(round, picture.box)
-    try:
+    try:  # no other formats: to read some of them, Pillow starts programs
         with Image.open(picture.file, formats=("JPEG", "PNG")) as image:
             box = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
             return image.crop(box).convert("RGB")

@@ -376,9 +376,10 @@ def test_a_line_of_a_list_without_its_second_half_is_refused(tmp_path):
         prepared(tmp_path, cubs)
 
 
-def test_a_picture_that_cannot_be_cropped_is_named(tmp_path):
+@pytest.mark.parametrize("content", [b"<html>", b"P6 20 10 255 " + bytes(600)])
+def test_a_picture_that_is_neither_jpeg_nor_png_is_not_cropped_but_named(tmp_path, content):
     cubs(tmp_path / "raw")
-    (tmp_path / "raw/images/002.Wren/Wren_1.jpg").write_bytes(b"<html>")
+    (tmp_path / "raw/images/002.Wren/Wren_1.jpg").write_bytes(content)
     with pytest.raises(SpotTuneError, match=r"Wren_1\.jpg: cannot be cropped"):
         prepared(tmp_path, cubs, "--crop_boxes")
 
