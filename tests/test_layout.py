@@ -6,7 +6,7 @@ import pytest
 from conftest import REPOSITORY
 
 FLOORS = (  # from the top; a room imports only from floors below its own, or from itself
-    {"cluster", "report", "benchmarks", "study"},
+    {"cluster", "report", "benchmarks", "study", "prepare_folders"},
     {"main", "train_folder", "predict", "submit_val", "submit_test", "score"},
     {"challenge", "launch", "reporting"},
     {"engine"},
