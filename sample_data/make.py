@@ -57,7 +57,6 @@ class Settings:
 
 def write_task(root: Path, task: DecathlonTask, settings: Settings) -> None:
     """Draw the images of a task and describe them in its four annotation files."""
-    first_category = task.number * IDS_PER_TASK + 1
     index = 0  # runs on from train over val to test
     for split_number, split in enumerate(SPLITS):
         kinds = settings.kinds(task, split)
@@ -74,10 +73,14 @@ def write_task(root: Path, task: DecathlonTask, settings: Settings) -> None:
             size = {"width": image.width, "height": image.height}
             images.append({"id": image_id, **size, "file_name": name})
         categories = [
-            {"id": first_category + kind, "name": f"kind {kind + 1}", "supercategory": task.name}
+            {
+                "id": task.first_category_id + kind,
+                "name": f"kind {kind + 1}",
+                "supercategory": task.name,
+            }
             for kind in sorted(set(kinds))
         ]
-        category_ids = [first_category + kind for kind in kinds]
+        category_ids = [task.first_category_id + kind for kind in kinds]
         write_annotations(
             root / "annotations", f"{task.name}_{split}", images, category_ids, categories
         )
