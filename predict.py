@@ -9,6 +9,7 @@ picture that cannot be read is named, the others are answered, and the exit stat
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from engine.evaluation import predict
 from engine.own_pictures import reading_of, view_of_pictures
 from engine.settings import RESNET26
 from image_cache.batches import TaskData
-from image_cache.decoding import Reading, UndecodableError, bombs_refused, decode_image
+from image_cache.decoding import Reading, decoded, refuse_bombs
 from image_cache.packed import PackedImages
 from image_folders.listing import pictures_below
 from imdbfolder_coco import view_of
@@ -109,13 +110,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     predictor = Predictor.opened(checkpoint_of(args.run, args.best), args.device, args.precision)
     rows, broken = [], []
     for pictures in in_chunks(track(files, len(files), "pictures", unit="picture")):
-        decoded = decode(pictures, predictor.reading, broken)
-        if not decoded:
+        pixels = decode(pictures, predictor.reading, broken)
+        if not pixels:
             continue
-        found = predictor.rows(decoded, args.policy, args.batch_size, args.seed)
+        found = predictor.rows(pixels, args.policy, args.batch_size, args.seed)
         if args.draw:
             for row in found:
-                draw_answer(decoded[row["file"]], row, args.draw)
+                draw_answer(pixels[row["file"]], row, args.draw)
         rows += found
     for path, content in ((args.csv, as_csv(rows)), (args.json, json.dumps(rows, indent=1) + "\n")):
         if path:
@@ -170,14 +171,16 @@ def in_chunks(files: Iterator[Path]) -> Iterator[list[Path]]:
 
 def decode(files: Sequence[Path], reading: Reading, broken: list[str]) -> dict[str, np.ndarray]:
     """Pixels by file; what is wrong with the others is added to `broken`."""
-    decoded = {}
-    for file in files:
-        try:
-            with bombs_refused():
-                decoded[str(file)] = decode_image(file, reading)
-        except (UndecodableError, PermissionError) as error:
-            broken.append(str(error))
-    return decoded
+    pixels = {}
+    with warnings.catch_warnings():
+        refuse_bombs()
+        for file in files:
+            result = decoded(file, reading)
+            if isinstance(result, str):
+                broken.append(result)
+            else:
+                pixels[str(file)] = result
+    return pixels
 
 
 if __name__ == "__main__":

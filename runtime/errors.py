@@ -4,12 +4,16 @@ import errno
 import io
 import os
 import signal
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from runtime.signals import Stopped, handle_stops, stop_at_once
 
+# What reading a file raises that is damaged or of another kind, so that its values do not fit.
+MISFITS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+MISFITS += (struct.error,)
 # Faults of the machine rather than of the code, and what a user can do about each.
 REMEDIES = {
     errno.ENOSPC: "no space is left there; free some, or name another folder",

@@ -291,21 +291,20 @@ def test_processes_write_the_same_file_as_one_alone(folders, request):
     assert pack_of(folders).read_bytes() == alone
 
 
-@pytest.mark.parametrize("moment", ["begins", "waits for its place"])
-def test_a_process_that_dies_is_noticed(moment, folders, workers, monkeypatch):
-    def killed(method):
-        def call(self, *arguments):
-            found = method(self, *arguments)
-            self.kill()
-            self.wait()
-            return found
+@pytest.mark.parametrize("method", ["__init__", "result"])
+def test_a_process_that_dies_is_noticed(method, folders, workers, monkeypatch):
+    """At once, or after its first image; the next is larger than what a pipe holds."""
 
-        return call
+    def killed(self, *arguments):
+        found = original(self, *arguments)
+        self.kill()
+        self.wait()
+        return found
 
-    name = "__init__" if moment == "begins" else "chunk_results"
-    monkeypatch.setattr(decoding.Worker, name, killed(getattr(decoding.Worker, name)))
+    original = getattr(decoding.Worker, method)
+    monkeypatch.setattr(decoding.Worker, method, killed)
     with pytest.raises(SpotTuneError, match="ended before its work was done"):
-        load(folders)
+        load_images(TASK_BY_NAME["svhn"], ["train"], folders, 200)
     assert len(workers) == 3
     assert all(process.poll() is not None for process in workers)
     assert list(folders.cachedir.iterdir()) == []
