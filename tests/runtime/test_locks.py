@@ -4,13 +4,12 @@ import errno
 import fcntl
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
+from subprocess import PIPE
 
 import pytest
-from conftest import REPOSITORY
 
 from engine.checkpoints import checkpoint_file
 from runtime.errors import SpotTuneError
@@ -22,21 +21,15 @@ HOLD += "with claimed(Path(sys.argv[1])):\n    print('held', flush=True); time.s
 
 
 @pytest.fixture
-def holding(tmp_path):
+def holding(tmp_path, started):
     """Starts a process that holds the lock of a task's folder until it is killed."""
-    processes = []
 
     def start(task):
-        command = [sys.executable, "-c", HOLD, str(tmp_path / task)]
-        pipe = subprocess.PIPE
-        processes.append(subprocess.Popen(command, cwd=REPOSITORY, stdout=pipe, text=True))
-        assert processes[-1].stdout.readline() == "held\n"
-        return processes[-1]
+        process = started([sys.executable, "-c", HOLD, tmp_path / task], stdout=PIPE)
+        assert process.stdout.readline() == "held\n"
+        return process
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+    return start
 
 
 @pytest.fixture
