@@ -165,6 +165,19 @@ def started():
             process.kill()
 
 
+def answers_of(script, root: Path, ckpdir: Path, out: Path, *flags: object) -> dict[int, int]:
+    """What submit_val or submit_test writes: the answer by image, each of which has one."""
+    where = ["--datadir", root, "--ckpdir", ckpdir, "--out", out]
+    how = ["--device", "cpu", "--precision", "fp32"]
+    script.main([str(each) for each in (*where, *how, *flags)])
+    answers = json.loads(out.read_text())
+    assert all(answer.keys() == {"image_id", "category_id"} for answer in answers)
+    assert all(type(value) is int for answer in answers for value in answer.values())
+    by_image = {answer["image_id"]: answer["category_id"] for answer in answers}
+    assert len(by_image) == len(answers)
+    return by_image
+
+
 def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Until it is true; the test fails if it never is."""
     end = time.monotonic() + seconds
