@@ -70,7 +70,7 @@ def test_without_data_both_ways_on_are_named(tmp_path, monkeypatch):
         (["--device", "cuda:9"], "--device cuda:9: not available here"),
         (["--device", "quantum"], "--device quantum: not available here"),
         (["--device", "cuda:97", "--jobs", "2"], "--device cuda:97: not available here"),
-        (["--mean_std", "nowhere.pickle"], "nowhere.pickle"),
+        (["--mean_std", "nowhere.pickle"], "nowhere.pickle: no such file of means"),
         (["--pretrained", "nowhere.t7"], "nowhere.t7: no such file"),
         (["--method", "stochastic", "--policy", "argmax"], "argmax: this method decides by sample"),
     ],

@@ -6,7 +6,7 @@ from subprocess import PIPE
 import pytest
 
 from runtime.errors import SpotTuneError
-from runtime.files import keep_copy, replacing, write_whole
+from runtime.files import keep_copy, write_whole
 
 WRITER = """
 import sys, time
@@ -73,16 +73,6 @@ def test_several_processes_may_write_one_file_at_the_same_moment(tmp_path, start
 def test_a_name_that_no_file_can_have_is_told_in_one_line(name, tmp_path):
     with pytest.raises(SpotTuneError, match="expected a file name in a folder that exists"):
         write_whole(tmp_path / name, b"new")
-
-
-def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    with pytest.raises(KeyError), replacing(path) as stream:
-        stream.write(b"half")
-        raise KeyError
-    assert path.read_bytes() == b"old"
-    assert leftovers(path) == []
 
 
 def test_a_kept_copy_holds_what_was_there_after_the_file_is_replaced(tmp_path):
