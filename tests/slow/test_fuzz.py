@@ -246,8 +246,6 @@ def test_a_damaged_file_is_loaded_or_refused_in_one_clear_line(kind, made, capsy
 SEEN = {
     "pickle.loads(b'cposix\\nsystem\\n(Vtouch canary\\ntR.')": "it did pickle.find_class",
     "try: os.system('touch canary')\nexcept BaseException: pass": "it did os.system",
-    "socket.socket()": "it did socket.__new__",
-    "eval('1 + 1')": "it did compile",
     "__import__('antigravity')": "it did import",
     "open('/etc/passwd')": "it did open",
     "open('canary', 'w')": "it did open",
@@ -265,7 +263,7 @@ SEEN = {
 def seen(body):
     """What the guard says of a reader that does this."""
     names = {"SpotTuneError": SpotTuneError, "folder": str(Path.cwd())}
-    program = "import os, pickle, socket\ndef read():\n" + textwrap.indent(body, "    ")
+    program = "import os, pickle\ndef read():\n" + textwrap.indent(body, "    ")
     exec(program, names)  # noqa: S102
     Path("out").mkdir()
     return Guard(Path.cwd(), mebibytes=256).outcome(names["read"], seconds=2)
