@@ -40,9 +40,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_leaves_a_whole_checkpoint_and_the_run_goes_on_once_there_is_room(
-    trained, small_disk
-):
+def test_a_full_disk_leaves_a_whole_checkpoint_to_continue_from(trained, small_disk):
     """Room for one checkpoint of 1.4 MB and the next, but not for a third."""
     filler = small_disk / "filler"
     filler.write_bytes(bytes(800_000))
@@ -89,9 +87,7 @@ def without_root_powers():
     return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
 
 
-def test_an_image_that_may_not_be_read_is_named_by_the_process_that_decodes_it(
-    decathlon_root, tmp_path, without_root_powers
-):
+def test_an_image_that_may_not_be_read_is_named(decathlon_root, tmp_path, without_root_powers):
     original = next((decathlon_root / "data/svhn/train").rglob("*.jpg"))
     shutil.copyfile(original, tmp_path / "image.jpg")
     (tmp_path / "image.jpg").chmod(0)
@@ -137,9 +133,7 @@ def infinite_variance(weights):
         (infinite_variance, "net.pairs.0.kept.bn1.running_var", "10"),  # and after one
     ],
 )
-def test_weights_that_are_not_finite_are_not_saved_though_the_loss_is(
-    change, named, minutes, trained, tmp_path
-):
+def test_weights_that_are_not_finite_are_not_saved(change, named, minutes, trained, tmp_path):
     """One step an epoch: the loss is that of the weights before it. The good checkpoints stay."""
     arguments = ["--tasks", "svhn", "--batch_size", "16", "--nb_epochs"]
     trained.again(tmp_path, *arguments, "1")

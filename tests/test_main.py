@@ -182,9 +182,7 @@ def sampled(trained, tmp_path_factory):
         ("ucf101", {5e-4: (0.1, 0.01), 1e-3: (0.01, 0.001)}),
     ],
 )
-def test_each_task_trains_with_its_own_weight_decay_and_the_source_with_its_own_milestones(
-    task, optimizers, sampled
-):
+def test_each_task_trains_with_its_own_decay_and_milestones(task, optimizers, sampled):
     """--step1 1 for the targets, --source_steps 2; read from the optimisers at each step."""
     ckpdir, seen = sampled
     steps = SAMPLED[task] // 4  # of an epoch
@@ -213,9 +211,7 @@ def test_every_image_has_noise_of_its_own_in_every_epoch_and_task(sampled):
     assert len(noise.unique(dim=0)) == 2 * (12 + 12)
 
 
-def test_drawn_decisions_differ_between_images_and_are_those_of_the_record_in_a_submission(
-    sampled, trained, tmp_path
-):
+def test_a_submission_draws_the_decisions_of_the_record(sampled, trained, tmp_path):
     ckpdir, seen = sampled
     for task in ("svhn", "ucf101"):
         flags = [tmp_path / "x", "--policy", "sample", "--tasks", task]

@@ -97,9 +97,7 @@ def test_points_and_mean_follow_from_the_accuracies(folder):
          "unknown: 80100010, 80100011, 80100012, ..."),
     ],
 )  # fmt: skip
-def test_a_missing_doubled_or_foreign_answer_is_wrong_and_an_unknown_one_is_named(
-    folder, answers, correct, problem
-):
+def test_a_missing_doubled_or_foreign_answer_is_wrong(folder, answers, correct, problem):
     figures = scored(folder, answers)
     assert figures["tasks"]["svhn"][problem.partition(":")[0]] == (4 if correct == 3 else 1)
     assert figures["tasks"]["svhn"]["correct"] == correct

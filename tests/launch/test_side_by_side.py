@@ -108,9 +108,7 @@ ENDINGS = {  # task: how its process ends, and how often it is then tried
 }
 
 
-def test_a_task_that_dies_is_tried_a_bounded_number_of_times_and_a_mistake_once(
-    run, tmp_path, capsys
-):
+def test_a_task_that_dies_is_tried_again_and_a_mistake_is_not(run, tmp_path, capsys):
     code = f"exec({ {task: ending for task, (ending, _) in ENDINGS.items()}!r}[task])"
     failed = run(list(ENDINGS), code)
     attempts = Counter(event.split()[1] for event in events(tmp_path))
@@ -229,9 +227,7 @@ def test_side_by_side_the_tasks_end_with_the_bits_of_a_sequential_run(trained, t
     assert "svhn epoch 2/2  loss" in (tmp_path / "svhn/log.txt").read_text()
 
 
-def test_a_task_that_is_killed_in_the_middle_goes_on_and_ends_with_the_same_bits(
-    training, trained, tmp_path
-):
+def test_a_task_that_is_killed_ends_with_the_same_bits(training, trained, tmp_path):
     process = training("--nb_epochs", 6, "--tasks", "svhn", "dtd")
     wait_until(lambda: epochs_recorded(tmp_path / "svhn"))
     os.kill(trainer_of(tmp_path, "svhn"), signal.SIGKILL)
@@ -248,9 +244,7 @@ def test_a_task_that_is_killed_in_the_middle_goes_on_and_ends_with_the_same_bits
     assert epochs_recorded(tmp_path / "dtd") == 6
 
 
-def test_no_process_outlives_a_run_that_is_killed_and_its_folder_is_held_until_then(
-    training, trained, tmp_path
-):
+def test_no_process_outlives_a_run_that_is_killed(training, trained, tmp_path):
     process = training("--nb_epochs", 5000, "--tasks", "svhn")
     wait_until(lambda: epochs_recorded(tmp_path / "svhn"))
     with pytest.raises(SpotTuneError, match=f"svhn: process {trainer_of(tmp_path, 'svhn')} on "):
@@ -304,9 +298,7 @@ def test_a_job_repeats_the_runs_arguments_and_ends_with_its_own():
         (0, "auto", 2, 9, ["cpu", "cpu"]),
     ],
 )
-def test_every_visible_gpu_gets_a_task_and_counting_them_opens_none(
-    gpus, name, jobs, tasks, devices, monkeypatch
-):
+def test_every_gpu_gets_a_task_and_none_is_opened(gpus, name, jobs, tasks, devices, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     was_open = torch.cuda.is_initialized()
     assert job_devices(name, jobs, tasks) == devices

@@ -62,9 +62,7 @@ def test_a_patient_process_waits_and_says_for_whom(other_process, tmp_path, caps
 
 
 @pytest.mark.parametrize("reason", [errno.ENOLCK, errno.ENOSYS])
-def test_a_file_system_without_locks_is_told_and_used_all_the_same(
-    reason, monkeypatch, tmp_path, capsys
-):
+def test_a_file_system_without_locks_is_used_with_a_message(reason, monkeypatch, tmp_path, capsys):
     def flock(file, operation):
         raise OSError(reason, os.strerror(reason))
 
@@ -77,18 +75,14 @@ def test_a_file_system_without_locks_is_told_and_used_all_the_same(
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
-def test_training_a_task_that_another_process_trains_is_refused_at_once(
-    other_process, trained, tmp_path
-):
+def test_a_task_that_another_process_trains_is_refused(other_process, trained, tmp_path):
     """Before any of the run's tasks is trained, not only when it is that one's turn."""
     with pytest.raises(SpotTuneError, match=f"svhn: process {other_process.pid} on"):
         trained.again(tmp_path, "--tasks", "dtd", "svhn")
     assert not (tmp_path / "dtd").exists()
 
 
-def test_source_weights_that_another_process_is_adopting_are_waited_for(
-    holding, trained, tmp_path, capsys
-):
+def test_weights_that_another_process_adopts_are_waited_for(holding, trained, tmp_path, capsys):
     """So that tasks started side by side can share one file of source weights."""
     process = holding("imagenet12")
     threading.Timer(0.5, process.kill).start()

@@ -96,9 +96,7 @@ def last_saved(folder):
     return max(((path.stat().st_mtime_ns, path.parent.name) for path in paths), default=None)
 
 
-def test_killed_in_training_or_while_it_saves_it_ends_with_the_same_bits(
-    root, undisturbed, tmp_path, capsys
-):
+def test_killed_in_training_or_saving_the_bits_are_the_same(root, undisturbed, tmp_path, capsys):
     """Of the kills at random one in four falls early, the others once a step has been saved."""
     draw, inside_epochs, caught = random.Random(0), 0, 0
     for is_random in draw.sample([True] * RANDOM_KILLS + [False] * KILLS_WHILE_SAVING, k=17):

@@ -92,9 +92,7 @@ def command(*words):
     subprocess.run(words, check=True, timeout=60)
 
 
-def test_preempted_and_requeued_jobs_end_with_the_bits_of_an_undisturbed_run(
-    slurm, decathlon_root, undisturbed, tmp_path, follow
-):
+def test_requeued_jobs_end_with_the_same_bits(slurm, decathlon_root, undisturbed, tmp_path, follow):
     """The source by submitit's signal, one target by hand, one by a job that goes before it."""
     ckpdir = tmp_path / "checkpoints"
     follower = follow(*arguments(decathlon_root, ckpdir, "--tasks", *TASKS))
@@ -116,9 +114,7 @@ def test_preempted_and_requeued_jobs_end_with_the_bits_of_an_undisturbed_run(
     assert any(line.split()[:2] == ["dtd", str(EPOCHS)] for line in said(tmp_path))
 
 
-def test_targets_of_a_failed_source_never_start_and_all_are_named(
-    slurm, decathlon_root, tmp_path, follow
-):
+def test_targets_of_a_failed_source_never_start(slurm, decathlon_root, tmp_path, follow):
     ckpdir = tmp_path / "checkpoints"
     argv = arguments(decathlon_root, ckpdir, "--tasks", *TASKS, "--lr", "1e30")
     follower = follow(*argv)
