@@ -18,6 +18,7 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from decathlon import IDS_PER_TASK, DecathlonTask, TrainCrop
+from image_cache.decoding import Reading
 from image_cache.orders import View
 from image_cache.packed import (
     Annotations,
@@ -206,7 +207,7 @@ def _load_split(task: DecathlonTask, split: str, folders: DataFolders, resize: i
         return images
     annotations = read_annotations(path)
     _check_owner(task, annotations, path)
-    return write_pack(pack, annotations, origin, folders.datadir, resize)
+    return write_pack(pack, annotations, origin, folders.datadir, Reading(resize))
 
 
 def _check_owner(task: DecathlonTask, annotations: Annotations, path: Path) -> None:

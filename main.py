@@ -23,6 +23,7 @@ from engine.arguments import (
     data_folders,
     number_of_blocks,
 )
+from engine.data_layout import misplaced_images
 from engine.fit import Pace
 from engine.settings import TRAIN_SPLITS, Recipe
 from engine.transfer import Workspace, refuse_adopted, source_weights, train_task
@@ -131,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         milestones=tuple(step for step in (args.step1, args.step2, args.step3) if step),
         policy=choose_policy(method.policies, args.policy),
         precision=compute.precision,
+        compiled=compute.compiled,
         **{name: getattr(args, name) for name in SAME_IN_RECIPE},
     )
     for_source = replace(recipe, epochs=args.source_epochs, milestones=tuple(args.source_steps))
@@ -232,14 +234,20 @@ def check_tasks(
             f"leave --mean_std out"
         )
     for task in tasks:
-        if not space.has(task, ["train", "val"]) and not (task is SOURCE and has_source):
+        if task is SOURCE and has_source:
+            continue
+        images = space.folders.images_of(task.name)
+        if advice := misplaced_images(images, space.folders.datadir):
+            raise SpotTuneError(f"{task.name}: expected images in {images}, but {advice}")
+        if not space.has(task, ["train", "val"]):
             raise SpotTuneError(
-                f"{task.name}: expected images in {space.folders.images_of(task.name)} and "
+                f"{task.name}: expected images in {images} and "
                 f"{task.name}_train.json and _val.json in {space.folders.imdbdir}. Fetch them "
                 f"with `./download_data.sh ./data/`, or leave the task out with "
                 f"--tasks; `make demo` shows a run on made-up data"
                 + (", or give source weights with --pretrained" if task is SOURCE else "")
             )
+    for task in tasks:
         if space.compute.group.is_first:  # which holds the folders for all processes
             refuse_claimed(space.checkpoint(task).parent)
 

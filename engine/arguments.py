@@ -5,6 +5,7 @@ import difflib
 from pathlib import Path
 
 from decathlon import TASK_BY_NAME
+from engine.data_layout import misplaced_annotations
 from engine.settings import LARGEST
 from gumbel_softmax import POLICIES
 from image_cache.packed import DataFolders
@@ -106,6 +107,8 @@ def data_folders(datadir: Path, imdbdir: Path | None, cachedir: Path | None) -> 
     imdbdir = imdbdir or datadir / "annotations"
     for folder, flag in ((datadir, "--datadir"), (imdbdir, "--imdbdir")):
         if not folder.is_dir():
+            if datadir.is_dir() and (advice := misplaced_annotations(datadir)):
+                raise SpotTuneError(f"{folder}: no such folder, but {advice}")
             raise SpotTuneError(
                 f"{folder}: no such folder, so there are no data. Fetch them with "
                 f"`./download_data.sh ./data/`, name their folder with {flag}, or see a run on "

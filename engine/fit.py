@@ -29,6 +29,8 @@ from runtime.errors import SpotTuneError, brief
 from runtime.progress import say
 from runtime.signals import Stopped, deferred_stop
 
+TIMED_SECONDS = 20.0  # of training, before the rest is estimated
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -57,10 +59,15 @@ def fit(
         settings.batch_size,
     )  # fmt: skip
     sums = EpochSums.zero(method.num_blocks, compute.device)
-    history = resume(run, trainer, sums, num_steps(len(train_data.images), settings.batch_size))
+    steps = num_steps(len(train_data.images), settings.batch_size)
+    history = resume(run, trainer, sums, steps)
     if len(history) < settings.epochs and group.is_first:
-        write_surroundings(run.folder, run.arguments(), compute, method, val_data.view)
+        write_surroundings(
+            run.folder, run.arguments(), compute, method, val_data.view,
+            epoch=len(history) + 1, is_first=not history and not sums.steps,
+        )  # fmt: skip
 
+    estimate = Estimate(run.task, (settings.epochs - len(history)) * steps - sums.steps)
     with deferred_stop() as stop:
         saved_at = time.monotonic()  # a clock that is never set back
         while len(history) < settings.epochs:
@@ -72,6 +79,7 @@ def fit(
                 seed = (settings.seed, run.task, epoch)
                 for _ in train_epoch(trainer, train_data, seed, label, sums):
                     stop.raise_if_asked(group.agree)
+                    estimate.after_step()
                     if time.monotonic() - saved_at >= pace.checkpoint_seconds:
                         save(run, trainer, history, label, unfinished=sums)
                         saved_at = time.monotonic()
@@ -100,6 +108,28 @@ def fit(
             stop.raise_if_asked(group.agree)
             sums = EpochSums.zero(method.num_blocks, compute.device)
     return history
+
+
+class Estimate:
+    """Says once, when enough steps were timed, how long the rest of a training takes."""
+
+    def __init__(self, task: str, steps: int) -> None:
+        self.task, self.steps, self.done = task, steps, 0
+        self.start, self.is_said = time.monotonic(), False
+
+    def after_step(self) -> None:
+        self.done += 1
+        seconds = time.monotonic() - self.start
+        if not self.is_said and seconds >= TIMED_SECONDS:
+            left = (self.steps - self.done) * seconds / self.done
+            say(f"{self.task}: about {hours_and_minutes(left)} left at this speed")
+            self.is_said = True
+
+
+def hours_and_minutes(seconds: float) -> str:
+    """E.g. "3 h 05 min"."""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
 
 
 def save(
@@ -195,7 +225,7 @@ def evaluate(
         )
         tested[policy] = summarise(predictions, images)
         if policies and policy == settings.policy:
-            write_decisions(run.folder, images.image_ids, predictions)
+            write_decisions(run.folder, images.image_ids, run.categories, predictions)
     return tested
 
 

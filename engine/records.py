@@ -3,10 +3,11 @@
 records.jsonl      one line per epoch: the history of the run; the last one also has the figures
                    under every test-time policy that the method knows
 arguments.json     the settings of the task
-environment.json   versions, device, threads, commit
+environment.json   versions, device, threads, commit; and under "before" those of earlier epochs, if
+                   the run was continued in another environment
 cost.json          parameters, and multiply-accumulate operations per predicted image; written
                    again after the last epoch where it depends on what was learnt (Global-k)
-decisions.json     of the last epoch, where images decide: each val image's decisions
+decisions.json     of the last epoch: each val image's decisions, and the category it is taken for
 curves.png         loss, accuracy and share of fine-tuned decisions over the epochs
 """
 
@@ -26,7 +27,9 @@ from engine.settings import Settings
 from image_cache.orders import View
 from methods.cost import macs_per_image
 from runtime.devices import Compute
+from runtime.errors import SpotTuneError, brief
 from runtime.files import write_whole
+from runtime.progress import say
 
 DECISIONS = "decisions.json"
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pycocotools", "matplotlib")
@@ -38,6 +41,7 @@ RECORDED = {
     "val_fine_tuned_share": (list, type(None)),
     "val_seen_in_training": (bool,),
 }
+MAY_CHANGE_BITS = ("device", "device_name", "threads", "packages")  # of an environment
 TIMING_FIELDS = ("seconds", "images_per_second")  # of a record; all others repeat exactly
 
 
@@ -72,10 +76,18 @@ def val_fields(tested: Tested | None, seen_in_training: bool) -> dict:
     return {**figures, "val_seen_in_training": seen_in_training}
 
 
-def write_decisions(folder: Path, image_ids: Sequence[int], predictions: Predictions) -> None:
-    """decisions.json: the decisions for every val image, "1" for a fine-tuned block."""
+def write_decisions(
+    folder: Path, image_ids: Sequence[int], categories: Sequence[int], predictions: Predictions
+) -> None:
+    """decisions.json: each val image's decisions, "1" for a fine-tuned block, and its answer."""
     rows = ["".join("01"[chosen] for chosen in row) for row in predictions.decisions.tolist()]
-    content = {"split": "val", "decisions": dict(zip(map(int, image_ids), rows, strict=True))}
+    answers = [categories[label] for label in predictions.labels.tolist()]
+    ids = [int(image_id) for image_id in image_ids]
+    content = {
+        "split": "val",
+        "decisions": dict(zip(ids, rows, strict=True)),
+        "answers": dict(zip(ids, answers, strict=True)),
+    }
     write_whole(folder / DECISIONS, (json.dumps(content, indent=0) + "\n").encode())
 
 
@@ -110,12 +122,43 @@ def write_surroundings(
     compute: Compute,
     method: nn.Module,
     view: View,
+    epoch: int = 1,
+    is_first: bool = True,
 ) -> None:
-    """arguments.json, environment.json, and the cost of predicting images of `view`'s size."""
+    """arguments.json, environment.json, and the cost of predicting images of `view`'s size.
+
+    `epoch` comes next; `is_first` unless an earlier run has made some of the steps.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "arguments.json", arguments)
-    _write_json(folder / "environment.json", environment(compute))
+    write_environment(folder, environment(compute), epoch, is_first)
     write_cost(folder, method, view)
+
+
+def write_environment(folder: Path, now: dict[str, object], epoch: int, is_first: bool) -> None:
+    """environment.json, from `epoch` on; below it those of the steps before, if they differ.
+
+    A difference that may change bits is said. Raises SpotTuneError if the file is damaged.
+    """
+    path = folder / "environment.json"
+    if is_first or not path.exists():
+        _write_json(path, {"from_epoch": epoch, **now})
+        return
+    try:
+        before = json.loads(path.read_bytes())
+        earlier, since = before.pop("before", []), before.pop("from_epoch", 1)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise SpotTuneError(f"{path}: damaged ({brief(error)}). Remove it to continue") from error
+    if before == now:
+        return
+    for name in MAY_CHANGE_BITS:
+        if before.get(name) != now[name]:
+            say(
+                f"{folder.name}: {name} was {before.get(name)} and is {now[name]} from epoch "
+                f"{epoch} on; bits may differ from those of a run without this change"
+            )
+    earlier = [*earlier, {"from_epoch": since, **before}]
+    _write_json(path, {"from_epoch": epoch, **now, "before": earlier})
 
 
 def write_cost(folder: Path, method: nn.Module, view: View) -> None:

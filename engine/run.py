@@ -15,6 +15,8 @@ from methods.registry import COMPACT_KIND
 from runtime.errors import SpotTuneError, brief
 from runtime.progress import say
 
+HASHES_OF_DATA = {"data_sha256": "trained on", "val_sha256": "evaluated on"}  # among the settings
+
 
 @dataclass(frozen=True)
 class Run:
@@ -45,10 +47,11 @@ class Run:
         difference = found and self.difference(found.checkpoint)
         if difference is not None:
             name, trained, asked = difference
-            if name == "data_sha256":
+            if name in HASHES_OF_DATA:
                 raise SpotTuneError(
-                    f"{self.path}: was trained on other images or labels than the annotations of "
-                    f"{self.task} list now. Put those back, or give another --ckpdir to train anew"
+                    f"{self.path}: was {HASHES_OF_DATA[name]} other images or labels than the "
+                    f"annotations of {self.task} list now. Put those back, or give another "
+                    f"--ckpdir to train anew"
                 )
             raise SpotTuneError(
                 f"{self.path}: was trained with {name} {brief(trained, 40)}, but this run "

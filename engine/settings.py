@@ -31,6 +31,7 @@ class Recipe:
     train_split: str  # "trainval" or "train"
     policy: str  # at test time: one of POLICIES
     precision: str  # "fp32" or "bf16"
+    compiled: bool = False  # training steps through torch.compile: other bits than without
     k: int = 0  # this and the following: see methods/registry.py
     l2sp_alpha: float = 0.0
     l2sp_beta: float = 0.0
@@ -47,6 +48,7 @@ class Settings(Recipe):
     std: tuple[float, ...]
     source_sha256: str  # of the pretrained weights; "" where there are none
     data_sha256: str = ""  # of the training images' ids and labels
+    val_sha256: str = ""  # of the val images' ids and labels
 
     @property
     def options(self) -> Options:

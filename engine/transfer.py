@@ -28,7 +28,7 @@ from runtime.devices import Compute
 from runtime.errors import SpotTuneError
 from runtime.locks import claimed
 from runtime.progress import say
-from runtime.randomness import seeded_initialisation
+from runtime.randomness import seeded_globally
 from weights.source_weights import SourceWeights
 
 
@@ -73,6 +73,11 @@ def source_weights(
         weights = SourceWeights.read(pretrained if is_other_file else found.where, recipe.width)
         history = adopt_source(space, recipe, weights, found, wanted)
     elif wanted:
+        if found is None and pretrained is None:
+            say(
+                f"{SOURCE.name}: no source weights were given, so it is trained first, for "
+                f"{recipe.epochs} epochs; --pretrained FILE saves that time"
+            )
         history = train_task(space, SOURCE, SOURCE_KIND, recipe, None)
         weights = SourceWeights.read(own, recipe.width)
     else:
@@ -159,7 +164,8 @@ def check_same_source(found: Latest, weights: SourceWeights) -> None:
     if not was_adopted(found):
         raise SpotTuneError(
             f"{found.path}: holds a source network that was trained here, but {weights.where} was "
-            f"asked for. Name another --ckpdir, or give --pretrained none"
+            f"asked for. Remove {found.path.parent} to start from those, name another --ckpdir, or "
+            f"give --pretrained none to keep the network trained here"
         )
     if found.checkpoint.settings.source_sha256 != weights.sha256:
         raise SpotTuneError(
@@ -201,10 +207,14 @@ def train_task(
             val_data = space.data(task, ("val",), settings)
         categories = train_data.images.categories.tolist()
         check_categories(task.name, categories, val_data.images.categories.tolist())
-        with seeded_initialisation(settings.seed, task.name):
+        with seeded_globally(settings.seed, task.name):
             net = initial_network(weights, len(categories), settings.width)
             method = build_method(kind, net, settings.width, settings.options)
-        settings = replace(settings, data_sha256=train_data.images.sha256())
+        settings = replace(
+            settings,
+            data_sha256=train_data.images.sha256(),
+            val_sha256=val_data.images.sha256(),
+        )
         run = Run(space.ckpdir, task.name, kind, categories, settings)
         return fit(run, method, train_data, val_data, space.compute, space.pace)
 

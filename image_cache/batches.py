@@ -93,7 +93,9 @@ class TaskData:
         """The pixels of a part of an epoch, N x H x W x 3 uint8 on the device."""
         height, width = self.view.height, self.view.width
         where = (order.indices[part], order.tops[part], order.lefts[part], height, width)
-        if self._fits_on_device():
+        if self.view.is_resized:
+            windows = to_device(self._resized(order, part), self.device)
+        elif self._fits_on_device():
             windows = self._cut_on_device(*where)
         else:
             windows = to_device(torch.from_numpy(self.images.crops(*where)), self.device)
@@ -101,6 +103,23 @@ class TaskData:
             flips = to_device(torch.from_numpy(order.flips[part]), self.device)
             windows = torch.where(flips.view(-1, 1, 1, 1), windows.flip(2), windows)
         return windows
+
+    def _resized(self, order: EpochOrder, part: slice) -> Tensor:
+        """The boxes of a part of an epoch, each resized to the view's size by torchvision."""
+        from torchvision.transforms.v2.functional import InterpolationMode, resize  # a slow import
+
+        size = [self.view.height, self.view.width]
+        mode = InterpolationMode(self.view.interpolation)
+        resized_N3HW = []
+        for place in range(part.start, min(part.stop, len(order.indices)), part.step or 1):
+            corner = slice(place, place + 1)
+            (pixels,) = self.images.crops(
+                order.indices[corner], order.tops[corner], order.lefts[corner],
+                int(order.heights[place]), int(order.widths[place]),
+            )  # fmt: skip
+            box = torch.from_numpy(pixels).permute(2, 0, 1)
+            resized_N3HW.append(resize(box, size, interpolation=mode, antialias=True))
+        return torch.stack(resized_N3HW).permute(0, 2, 3, 1)
 
     def _normalised(self, windows_NHW3: Tensor) -> Tensor:
         """(x / 255 - mean) / std. Images are sent as bytes, a quarter of their size in float32."""

@@ -18,11 +18,12 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from runtime.errors import REMEDIES, SpotTuneError
 
@@ -32,6 +33,7 @@ BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 MOST_OBLONG = 1000  # longer side by shorter side
 SHOWN_DAMAGED = 20  # of the images that cannot be decoded
 FEW_IMAGES = 1000  # fewer are decoded sooner than processes start
+FETCH_AGAIN = "Fetch them again with ./download_data.sh"
 CHUNK = 16  # images; 128 do not fit into the processor's caches and give 12,000 images/s
 NUMBER = struct.Struct("<Q")  # a place in the file, or the length of a message
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,8 +44,22 @@ SIZE = struct.Struct("<II")  # height and width of an image, or one of these bef
 DAMAGED, FAILED = (0, 1), (0, 0)  # this image cannot be decoded; the worker cannot go on
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How an image file becomes pixels: by default as in the Decathlon.
+
+    `photographs`: EXIF's orientation is applied, transparent pixels are put on white, and 16 bits
+    are scaled to 8. The Decathlon's pixels are as Pillow converts them.
+    """
+
+    side: int  # in pixels: the shorter side's, or both sides' if the image is squeezed
+    interpolation: str = "bilinear"  # a name in Pillow's Resampling, in small letters
+    squeeze: bool = False  # to a square, not keeping the aspect ratio
+    photographs: bool = False
+
+
 def write_pixels(
-    stream: IO[bytes], names: Sequence[str], folder: Path, side: int
+    stream: IO[bytes], names: Sequence[str], folder: Path, reading: Reading
 ) -> Iterator[tuple[int, int]]:
     """Write all images from where `stream` stands; yields height and width of each.
 
@@ -51,9 +67,9 @@ def write_pixels(
     """
     workers = usable_cores()
     if workers > 1 and len(names) >= FEW_IMAGES:
-        decoded = _decoded_by_workers(stream, names, folder, side, workers)
+        decoded = _decoded_by_workers(stream, names, folder, reading, workers)
     else:
-        decoded = _decoded_here(stream, names, folder, side)
+        decoded = _decoded_here(stream, names, folder, reading)
     damaged = []
     for result in decoded:
         if isinstance(result, str):
@@ -64,18 +80,18 @@ def write_pixels(
         more = len(damaged) - SHOWN_DAMAGED
         raise SpotTuneError(
             f"{'; '.join(damaged[:SHOWN_DAMAGED])}{f'; and {more} more' if more > 0 else ''}. "
-            f"{len(damaged)} of {len(names)} images cannot be used, so none was packed. Fetch "
-            f"them again with ./download_data.sh"
+            f"{len(damaged)} of {len(names)} images cannot be used, so none was packed. "
+            f"{'Replace or remove them' if reading.photographs else FETCH_AGAIN}"
         )
 
 
 def _decoded_here(
-    stream: IO[bytes], names: Sequence[str], folder: Path, side: int
+    stream: IO[bytes], names: Sequence[str], folder: Path, reading: Reading
 ) -> Iterator[tuple[int, int] | str]:
     for name in names:
         try:
             with bombs_refused():
-                pixels = decode_image(folder / name, side)
+                pixels = decode_image(folder / name, reading)
         except UndecodableError as error:
             yield str(error)
             continue
@@ -84,13 +100,18 @@ def _decoded_here(
 
 
 def _decoded_by_workers(
-    stream: IO[bytes], names: Sequence[str], folder: Path, side: int, workers: int
+    stream: IO[bytes], names: Sequence[str], folder: Path, reading: Reading, workers: int
 ) -> Iterator[tuple[int, int] | str]:
     stream.flush()
     place = stream.tell()
     with ExitStack() as stack:
         task = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".json"))
-        facts = {"names": list(names), "folder": str(folder), "side": side, "file": stream.name}
+        facts = {
+            "names": list(names),
+            "folder": str(folder),
+            "reading": asdict(reading),
+            "file": stream.name,
+        }
         json.dump({**facts, "chunk": CHUNK}, task)
         task.flush()
         running = [stack.enter_context(Worker(task.name, w, workers)) for w in range(workers)]
@@ -180,12 +201,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent stops its workers
     task, number, workers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     content = json.loads(Path(task).read_text())
-    names, chunk = content["names"], content["chunk"]
+    names, chunk, reading = content["names"], content["chunk"], Reading(**content["reading"])
     try:
         with bombs_refused(), Path(content["file"]).open("r+b", buffering=0) as file:
             for first in range(number * chunk, len(names), workers * chunk):
                 paths = [Path(content["folder"]) / name for name in names[first : first + chunk]]
-                _decode_chunk(paths, content["side"], file)
+                _decode_chunk(paths, reading, file)
     except BrokenPipeError:
         sys.exit(1)  # the parent is gone
     except OSError as error:  # from writing, or of an image that may not be read
@@ -195,12 +216,12 @@ def main() -> None:
         sys.stdout.buffer.flush()
 
 
-def _decode_chunk(paths: Sequence[Path], side: int, file: IO[bytes]) -> None:
+def _decode_chunk(paths: Sequence[Path], reading: Reading, file: IO[bytes]) -> None:
     """Decode, report the sizes, receive the place, write."""
     images, told = [], []
     for path in paths:
         try:
-            images.append(decode_image(path, side))
+            images.append(decode_image(path, reading))
         except UndecodableError as error:
             told.append(_message(DAMAGED, str(error)))
         else:
@@ -225,14 +246,15 @@ class UndecodableError(Exception):
     """Which image is missing or broken, and how; not final, so that all of them can be named."""
 
 
-def decode_image(path: Path, side: int) -> np.ndarray:
-    """RGB pixels H x W x 3 uint8 with the shorter side resized to `side`, as torchvision does.
+def decode_image(path: Path, reading: Reading) -> np.ndarray:
+    """RGB pixels H x W x 3 uint8, resized as torchvision does.
 
     Raises UndecodableError, naming the file, if it is missing or cannot be decoded to its end.
     """
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
-            return np.asarray(resize_shorter_side(image.convert("RGB"), side))
+            rgb = as_photograph(image) if reading.photographs else image.convert("RGB")
+            return np.asarray(resized(rgb, reading))
     except FileNotFoundError as error:
         raise UndecodableError(f"{path}: listed, but there is no such file") from error
     except PermissionError:
@@ -254,13 +276,33 @@ def bombs_refused() -> Iterator[None]:
         yield
 
 
-def resize_shorter_side(image: Image.Image, side: int) -> Image.Image:
-    """Bilinear, keeping the aspect ratio; the longer side is rounded down (torchvision's rule)."""
-    width, height = image.size
-    if min(width, height) == side:
+def as_photograph(image: Image.Image) -> Image.Image:
+    """RGB as a viewer shows it: turned by EXIF, on white, 16 bits of grey scaled to 8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # whole numbers, of 16 bits in files
+        pixels = np.asarray(image)
+        image = Image.fromarray((pixels // 257 if pixels.max() > 255 else pixels).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def resized(image: Image.Image, reading: Reading) -> Image.Image:
+    """To a square, or keeping the aspect ratio; then the longer side is rounded down.
+
+    That is torchvision's rule.
+    """
+    (width, height), side = image.size, reading.side
+    if reading.squeeze:
+        size = (side, side)
+    elif width < height:
+        size = (side, int(side * height / width))
+    else:
+        size = (int(side * width / height), side)
+    if size == (width, height):
         return image
     if max(width, height) > MOST_OBLONG * min(width, height):
         raise ValueError(f"{width} x {height} pixels")  # a line of pixels would become gigabytes
-    if width < height:
-        return image.resize((side, int(side * height / width)), Image.Resampling.BILINEAR)
-    return image.resize((int(side * width / height), side), Image.Resampling.BILINEAR)
+    return image.resize(size, Image.Resampling[reading.interpolation.upper()])

@@ -28,7 +28,7 @@ from typing import IO
 
 import numpy as np
 
-from image_cache.decoding import write_pixels
+from image_cache.decoding import Reading, write_pixels
 from runtime.errors import SpotTuneError
 from runtime.files import replacing
 from runtime.progress import say, track
@@ -98,6 +98,11 @@ class PackedImages:
         index = [records for part in parts for records in part._index]
         return cls(pixels, index, parts[0].categories)
 
+    def chosen(self, places: Sequence[int]) -> "PackedImages":
+        """Some of the images of one packed file, in this order."""
+        (pixels,), (index,) = self.parts, self._index
+        return PackedImages([pixels], [index[places]], self.categories)
+
     def __len__(self) -> int:
         return len(self._places)
 
@@ -161,7 +166,7 @@ def open_pack(path: Path, origin: str, datadir: Path, side: int) -> PackedImages
 
 
 def write_pack(
-    path: Path, annotations: Annotations, origin: str, datadir: Path, side: int
+    path: Path, annotations: Annotations, origin: str, datadir: Path, reading: Reading
 ) -> PackedImages:
     """Decode all images into `path`, whole or not at all, and open it.
 
@@ -171,7 +176,7 @@ def write_pack(
     folders = sorted({str(Path(name).parent) for name in annotations.file_names})
     facts = {
         "version": VERSION,
-        "side": side,
+        "side": reading.side,
         "origin": origin,
         "folders": folders,
         "fingerprint": fingerprint(datadir, folders),
@@ -182,7 +187,7 @@ def write_pack(
         with replacing(path) as stream:
             index = new_index(annotations)
             stream.write(bytes(HEADER.size))
-            sizes = write_pixels(stream, annotations.file_names, datadir, side)
+            sizes = write_pixels(stream, annotations.file_names, datadir, reading)
             set_sizes(index, track(sizes, len(index), f"packing {path.stem}", unit="image"))
             finish(stream, index, facts)
     except OSError as error:
@@ -192,7 +197,7 @@ def write_pack(
             f"{path.parent}: the decoded images cannot be kept there ({error.strerror}); name "
             f"another folder with --cachedir"
         ) from error
-    return _map(path, origin, datadir, side)
+    return _map(path, origin, datadir, reading.side)
 
 
 def fingerprint(datadir: Path, folders: Iterable[str]) -> str:

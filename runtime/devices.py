@@ -13,6 +13,9 @@ from runtime.errors import SpotTuneError
 # The CPU's allocator and oneDNN (the last phrase) have no exception class of their own.
 SAID_WITHOUT_MEMORY = ("can't allocate memory", "out of memory", "could not create a primitive")
 
+# CUDA graphs, and no kernel chosen by timing it: equal seeds, equal results.
+COMPILE_OPTIONS = {"triton.cudagraphs": True, "deterministic": True}
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -24,6 +27,7 @@ class Compute:
     device: torch.device
     precision: str
     compiled: bool = False  # training steps through torch.compile with CUDA graphs
+    backend: str | Callable = "inductor"  # of torch.compile
     group: Group = ALONE  # the processes that train together
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -33,10 +37,16 @@ class Compute:
         )
 
     def compile(self, function: Callable) -> Callable:
-        """`function`, compiled for one batch shape if that was chosen."""
+        """`function`, compiled for one batch shape if that was chosen.
+
+        What was compiled before is forgotten: PyTorch gives up after eight variants of one
+        function, and the ninth task would train without.
+        """
         if not self.compiled:
             return function
-        return torch.compile(function, mode="reduce-overhead", dynamic=False)
+        torch.compiler.reset()
+        options = COMPILE_OPTIONS if self.backend == "inductor" else None
+        return torch.compile(function, backend=self.backend, dynamic=False, options=options)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -24,10 +24,10 @@ def generator(*parts: int | str) -> torch.Generator:
 
 
 @contextmanager
-def seeded_initialisation(*parts: int | str) -> Iterator[None]:
-    """Let modules built inside draw their initial weights from `derived_seed(*parts)`.
+def seeded_globally(*parts: int | str) -> Iterator[None]:
+    """Let what draws from PyTorch's global generator inside start from `derived_seed(*parts)`.
 
-    PyTorch's initialisers draw from the global generator; its state is restored afterwards.
+    Initial weights and torchvision's transforms do. The generator's state is restored afterwards.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(*parts))

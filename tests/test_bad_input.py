@@ -180,3 +180,33 @@ def test_networks_of_other_classes_do_not_answer(trained, own_data, tmp_path):
     line = refusal(submission, own_data, trained.ckpdir, out)
     assert "knows 3 categories" in line
     assert out.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("moves", "datadir", "advice"),
+    [
+        ([], "decathlon-1.0/data", "decathlon-1.0 holds annotations/ and data/: give --datadir "),
+        ([], ".", "decathlon-1.0 holds annotations/ and data/: give --datadir "),
+        ([("annotations", "../devkit/annotations")], "decathlon-1.0",
+         "devkit holds annotations/: give --imdbdir "),
+        ([("data/svhn", "data/svhn/svhn")], "decathlon-1.0",
+         "data/svhn/svhn: move that folder to "),
+        ([("data/svhn", "svhn")], "decathlon-1.0", "svhn: move that folder to "),
+        ([("data/svhn", "../decathlon-1.0-data/svhn")], "decathlon-1.0",
+         "decathlon-1.0-data/svhn: move that folder to "),
+        ([("data/svhn", None)], "decathlon-1.0", "svhn.tar is still packed: run `tar -xf "),
+    ],
+)  # fmt: skip
+def test_data_that_are_one_level_off_are_found_and_it_is_said_what_to_do(
+    moves, datadir, advice, own_data, trained, tmp_path
+):
+    for source, target in moves:
+        shutil.move(own_data / source, tmp_path / "moved")
+        place = own_data / (target or f"{source}.tar")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if target:
+            shutil.move(tmp_path / "moved", place)
+        else:
+            place.touch()
+    flags = ["--datadir", tmp_path / datadir, "--tasks", "svhn"]
+    assert advice in refusal(trained.again, tmp_path / "new", *flags)

@@ -64,6 +64,10 @@ def test_decisions_of_the_last_epoch_are_those_of_the_record(trained):
     counts = [sum(row.count("1") == number for row in rows) for number in range(BLOCKS + 1)]
     assert counts == last["val_blocks_per_image"]
     assert len(set(rows)) == last["val_distinct_policies"]
+    answers = read(trained.ckpdir / "svhn/decisions.json")["answers"]
+    truth = read(trained.root / "annotations/svhn_val.json")["annotations"]
+    right = [answers[str(row["image_id"])] == row["category_id"] for row in truth]
+    assert 100 * sum(right) / len(rows) == pytest.approx(last["val_accuracy"])
     assert last["val_policies"]["argmax"]["val_accuracy"] == last["val_accuracy"]
     assert last["val_policies"]["kept"]["val_fine_tuned_share"] == [0.0] * BLOCKS
     assert last["val_policies"]["finetuned"]["val_blocks_per_image"][BLOCKS] == len(rows)

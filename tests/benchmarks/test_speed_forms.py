@@ -54,6 +54,26 @@ def test_compiled_training_agrees_with_the_plain_form(monkeypatch):
     assert len(compiled) == 1
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower")  # PyTorch on Python 3.13.0 alone
+def test_ten_tasks_in_one_process_are_all_compiled():
+    """PyTorch stops after eight variants of one function; then the ninth would be an eager one."""
+    graphs = []
+
+    def counting(graph, examples):
+        graphs[-1] += 1
+        return graph.forward
+
+    compute = replace(CPU, compiled=True, backend=counting)
+    losses = set()
+    for classes in range(5, 15):
+        graphs.append(0)
+        trainer = Trainer(tiny_method(classes=classes), RATES, compute, batch_size=8)
+        losses.add(trainer.step(*batch()).loss.item())
+    assert set(graphs) == {graphs[0]}
+    assert graphs[0] > 0
+    assert len(losses) == 10
+
+
 def test_a_last_batch_of_another_size_is_not_compiled():
     trainer = Trainer(tiny_method(), RATES, CPU, batch_size=8)
 

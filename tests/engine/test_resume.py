@@ -1,5 +1,6 @@
 """Exact resume: a run that was stopped or killed anywhere ends with the same bits."""
 
+import json
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 from conftest import REPOSITORY, left, outcome
 
 from engine import fit
@@ -97,6 +99,32 @@ def test_a_run_goes_on_to_more_epochs_than_were_asked_for_at_first(
     assert outcome(tmp_path) == outcome(trained.ckpdir)
 
 
+def test_what_made_each_stretch_of_epochs_is_recorded_and_a_change_of_it_is_said(
+    svhn, tmp_path, capsys
+):
+    svhn("--nb_epochs", "1")
+    svhn("--threads", "2")
+    torch.set_num_threads(1)
+    assert "svhn: threads was 1 and is 2 from epoch 2 on" in capsys.readouterr().out
+    file = tmp_path / "svhn/environment.json"
+    now = json.loads(file.read_text())
+    (before,) = now.pop("before")
+    assert (before["from_epoch"], before["threads"]) == (1, 1)
+    assert (now["from_epoch"], now["threads"]) == (2, 2)
+    assert now == {**before, "from_epoch": 2, "threads": 2}
+    file.write_text("{")
+    with pytest.raises(SpotTuneError, match="environment.json: damaged"):
+        svhn("--nb_epochs", "3")
+
+
+def test_the_time_that_is_left_is_said_once_steps_were_timed(svhn, monkeypatch, capsys):
+    monkeypatch.setattr(fit, "TIMED_SECONDS", 0.0)
+    svhn()
+    said = capsys.readouterr().out
+    assert said.count("svhn: about 0 min left at this speed") == 1
+    assert fit.hours_and_minutes(3 * 3600 + 5 * 60 + 20) == "3 h 05 min"
+
+
 @pytest.mark.parametrize("damage", ["a flipped bit", "gone"])
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used_with_a_message(
     damage, svhn, trained, tmp_path, capsys
@@ -121,7 +149,9 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used_with_a_messa
     [
         ({"lr": 0.2}, "lr 0.01, but this run asks for 0.2"),
         ({"milestones": (1,)}, r"milestones \(40,\), but this run asks for \(1,\)"),
-        ({"data_sha256": "0"}, "other images or labels than the annotations of svhn list"),
+        ({"data_sha256": "0"}, "trained on other images or labels than the annotations of svhn"),
+        ({"val_sha256": "0"}, "evaluated on other images or labels than the annotations of svhn"),
+        ({"compiled": True}, "compiled False, but this run asks for True"),
         ({"kind": "finetune"}, "method spottune, but this run asks for finetune"),
         ({"categories": [1, 2]}, "categories .* asks for .1, 2"),
     ],

@@ -10,7 +10,7 @@ from torchvision import transforms
 
 from decathlon import TASK_BY_NAME, TASKS
 from image_cache.batches import TaskData
-from image_cache.decoding import decode_image
+from image_cache.decoding import Reading, decode_image
 from image_cache.orders import View, evaluation_order, training_order
 from image_cache.packed import DataFolders, PackedImages
 from imdbfolder_coco import load_images, view_of
@@ -72,7 +72,7 @@ def test_a_training_batch_holds_windows_of_the_whole_image(folders, decathlon_ro
     (batch,) = data.training_batches(1000, (0, "aircraft", 1), "train", 0, ALONE)
     label_of = dict(zip(images.image_ids, images.labels, strict=True))
     for position, image_id in enumerate(batch.image_ids):
-        whole = decode_image(files[image_id], 16)
+        whole = decode_image(files[image_id], Reading(16))
         top, left = order.tops[position], order.lefts[position]
         window = torch.tensor(whole[top : top + 8, left : left + 8]).permute(2, 0, 1)
         assert torch.equal(batch.images_N3HW[position].round(), window.float())

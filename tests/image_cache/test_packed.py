@@ -14,7 +14,7 @@ from torchvision import transforms
 
 from decathlon import TASK_BY_NAME
 from image_cache import decoding, packed
-from image_cache.decoding import decode_image
+from image_cache.decoding import Reading, decode_image
 from image_cache.packed import DataFolders
 from imdbfolder_coco import load_images
 from runtime.errors import SpotTuneError
@@ -52,7 +52,7 @@ def test_pixels_are_bit_for_bit_those_of_pillow_and_torchvision(size, mode, tmp_
     path = tmp_path / "image.jpg"
     Image.fromarray(pixels.squeeze(), mode=mode if mode != "L" else None).save(path)
     expected = transforms.Resize(16)(Image.open(path).convert("RGB"))
-    assert np.array_equal(decode_image(path, 16), np.asarray(expected))
+    assert np.array_equal(decode_image(path, Reading(16)), np.asarray(expected))
 
 
 def pixels_of(images):

@@ -21,7 +21,7 @@ from methods.registry import build_method
 from models.resnet26 import resnet26
 from runtime.devices import Compute
 from runtime.distributed import ALONE
-from runtime.randomness import seeded_initialisation
+from runtime.randomness import seeded_globally
 
 FLAGS = [*SMALL, "--tasks", SOURCE.name, "--pretrained", "none", "--train_split", "train"]
 FLAGS += ["--batch_size", "8", "--source_epochs", "2", "--source_steps", "--eval_every", "2"]
@@ -68,7 +68,7 @@ def by_hand(root, settings):
     folders = DataFolders(root, root / "annotations", root / "packed")
     place = Workspace(folders, root, {}, Compute(torch.device("cpu"), "fp32"), Pace(1, 600.0))
     data = place.data(SOURCE, ("train",), settings)
-    with seeded_initialisation(0, SOURCE.name):
+    with seeded_globally(0, SOURCE.name):
         method = build_method("source", resnet26(len(data.images.categories), 4), 4)
     momenta = [torch.zeros_like(p) for p in method.parameters()]
     losses = []

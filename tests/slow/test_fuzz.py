@@ -171,7 +171,9 @@ def read(kind, data, path):
             images = load_images(TASK, ["val"], folders, 16)
             images.crops(np.arange(len(images)), images.heights - 16, images.widths - 16, 16, 16)
         case "image":
-            list(decoding.write_pixels(io.BytesIO(), [path.name], path.parent, 16))
+            list(
+                decoding.write_pixels(io.BytesIO(), [path.name], path.parent, decoding.Reading(16))
+            )
         case "answers" | "zipped answers":
             score.main([str(path), "--annotations", str(data / "annotations")])
         case "labels":

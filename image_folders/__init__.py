@@ -1,0 +1,1 @@
+"""Pictures of one's own, in folders named after their classes."""
