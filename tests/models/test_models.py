@@ -4,10 +4,10 @@ import copy
 import re
 
 import pytest
+import reference
 import torch
 import torch.nn.functional as F
 from networks import BLOCKS, CPU, batch, perturb_, tiny_method, tiny_spottune_and_its_source
-from reference import decide, resnet, sgd_step
 from released_files import released_names
 
 from agent_net import PolicyNet
@@ -113,38 +113,16 @@ def name_in_policy(name):
     return re.sub(r"^blocks\.(\d+)", lambda m: f"blocks.{int(m[1]) // 4}", our_name(name))
 
 
-class Reference:
+def slow_form(method):
     """The slow second form: its weights start as copies of a SpotTune method's."""
-
-    def __init__(self, method):
-        net, policy = method.net.state_dict(), method.policy_net.resnet.state_dict()
-        names = list(released_names(4))
-        tuned = [name for name in names if name.startswith("layer")]
-        self.kept = {name: net[name_in_pairs(name)].clone() for name in names}
-        self.tuned = {name: net[name_in_pairs(f"tuned.{name}")].clone() for name in tuned}
-        self.policy = {name: policy[name_in_policy(name)].clone() for name in released_names(1)}
-        frozen = [name for name in tuned if "conv.w" in name]
-        self.trained_net = {name: t for name, t in self.kept.items() if name not in frozen}
-        self.trained_net |= {f"tuned.{name}": tensor for name, tensor in self.tuned.items()}
-        self.momenta, self.policy_momenta = {}, {}
-
-    def step(self, images, labels, noise, lr, lr_agent, weight_decay):
-        """Loss, logits and gradients of one batch; then both optimisers' steps."""
-        leaves = [*self.trained_net.values(), *self.policy.values()]
-        for leaf in leaves:
-            leaf.requires_grad_(True)
-        logits = resnet(images, self.policy, num_blocks=1)
-        scores = resnet(images, self.kept, 4, decide(logits, noise), self.tuned)
-        loss = -torch.log_softmax(scores, dim=1)[torch.arange(len(labels)), labels].mean()
-        gradients = torch.autograd.grad(loss, leaves)
-        for leaf in leaves:
-            leaf.requires_grad_(False)
-        split = len(self.trained_net)
-        of_net = dict(zip(self.trained_net, gradients[:split], strict=True))
-        of_policy = dict(zip(self.policy, gradients[split:], strict=True))
-        sgd_step(self.trained_net, of_net, self.momenta, lr, weight_decay)
-        sgd_step(self.policy, of_policy, self.policy_momenta, lr_agent, 1e-3)
-        return loss.item(), scores.detach(), of_net, of_policy
+    net, policy = method.net.state_dict(), method.policy_net.resnet.state_dict()
+    names = list(released_names(4))
+    tuned = [name for name in names if name.startswith("layer")]
+    return reference.SpotTune(
+        {name: net[name_in_pairs(name)].clone() for name in names},
+        {name: net[name_in_pairs(f"tuned.{name}")].clone() for name in tuned},
+        {name: policy[name_in_policy(name)].clone() for name in released_names(1)},
+    )
 
 
 @pytest.mark.parametrize("height", [16, 32], ids=["16 x 16", "32 x 16, upright like daimlerpedcls"])
@@ -152,12 +130,12 @@ def test_losses_logits_gradients_and_steps_are_those_of_the_slow_form(height):
     """Every tensor that trains gets the slow form's gradient: equation 2 and the gate are right."""
     method = tiny_method().double()
     net, policy = method.net, method.policy_net.resnet
-    reference = Reference(method)
+    slow = slow_form(method)
     trainer = Trainer(method, Rates(network=0.1, policy=0.01, weight_decay=5e-4), CPU, 8)
     for seed in range(4):
         images, labels, noise = batch(seed, height=height)
         images, noise = images.double(), noise.double()
-        loss, scores, of_net, of_policy = reference.step(images, labels, noise, 0.1, 0.01, 5e-4)
+        loss, scores, _, of_net, of_policy = slow.step(images, labels, noise, 0.1, 0.01, 5e-4)
         state = copy.deepcopy(method.state_dict())
         close(method(images, noise)[0].detach(), scores)
         method.load_state_dict(state)
@@ -168,9 +146,9 @@ def test_losses_logits_gradients_and_steps_are_those_of_the_slow_form(height):
         ours = {name: p.grad for name, p in policy.named_parameters()}
         close(ours, {name_in_policy(name): gradient for name, gradient in of_policy.items()})
     ours = {name: p.data for name, p in net.named_parameters() if p.requires_grad}
-    close(ours, {name_in_pairs(name): t for name, t in reference.trained_net.items()})
+    close(ours, {name_in_pairs(name): t for name, t in slow.trained_net.items()})
     ours = {name: p.data for name, p in policy.named_parameters()}
-    close(ours, {name_in_policy(name): t for name, t in reference.policy.items()})
+    close(ours, {name_in_policy(name): t for name, t in slow.trained_policy.items()})
 
 
 def close(ours, theirs):
