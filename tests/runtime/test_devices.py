@@ -1,10 +1,11 @@
-"""What runs on a GPU alone, as far as a CPU can tell."""
+"""What matters on a GPU alone, as far as a CPU can tell."""
 
 import pytest
 import torch
 
+from engine.records import environment
 from gumbel_softmax import POLICIES, added_at_test_time
-from runtime.devices import on_gpu, pinnable
+from runtime.devices import Compute, on_gpu, pinnable
 from runtime.errors import is_out_of_memory
 
 
@@ -53,3 +54,10 @@ def test_the_first_line_tells_what_a_gpu_computes_in(precision, has_bf16, said):
 )
 def test_a_lack_of_memory_is_told_from_other_errors(error, is_one):
     assert is_out_of_memory(error) == is_one
+
+
+def test_another_of_several_equal_gpus_is_no_change_of_environment():
+    """Else a run that is continued on the next free GPU would be told that bits may differ."""
+    first, second = (environment(Compute(torch.device("cpu", number), "fp32")) for number in (0, 1))
+    assert first == second
+    assert first["device"] == "cpu"
