@@ -103,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     pretrained = pretrained_file(args.pretrained)
     with group_of_processes(compute.device) as group:
-        check_group(group, args.batch_size, tasks == [SOURCE] and pretrained is None)
+        only_source = tasks == [SOURCE] and pretrained is None
+        check_group(group, args.batch_size, only_source, args.compile)
         mean_std = find_mean_std(args.mean_std, args.datadir, OWN_MEAN_STD)
         space = Workspace(
             folders=data_folders(args.datadir, args.imdbdir, args.cachedir),

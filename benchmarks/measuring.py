@@ -6,7 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +22,7 @@ from methods.registry import build_method
 from methods.spottune import SpotTune
 from models.resnet26 import resnet26
 from runtime.devices import Compute
+from runtime.errors import SpotTuneError
 
 RATES = Rates(network=0.01, policy=0.01, weight_decay=5e-4)
 FORMS = ("plain", "fast")  # see plain_form.py; what main.py computes
@@ -110,11 +111,22 @@ def median_seconds(
     return {name: statistics.median(row[name] for row in times[warm_up:]) for name in runs}
 
 
-def in_own_process(function: Callable[..., Result], *arguments: object) -> Result:
-    """Call it in a new process, so that peak memory is its own."""
+def in_own_process(
+    function: Callable[..., Result], *arguments: object, timeout: float | None = None
+) -> Result:
+    """Call it in a new process, so that peak memory is its own.
+
+    Raises SpotTuneError if it takes more than `timeout` seconds; the process is killed.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
+        before = set(multiprocessing.active_children())
+        future = pool.submit(function, *arguments)
+        if not wait([future], timeout).done:
+            for process in set(multiprocessing.active_children()) - before:
+                process.kill()
+            raise SpotTuneError(f"it took more than {timeout:.0f} s")
+        return future.result()
 
 
 def peak_mib(device: torch.device) -> float:

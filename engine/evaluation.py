@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from gumbel_softmax import added_at_test_time
 from image_cache.batches import TaskData
 from image_cache.packed import PackedImages
-from runtime.devices import Compute, is_out_of_memory, to_device
-from runtime.errors import SpotTuneError
+from runtime.devices import Compute, to_device
+from runtime.errors import SpotTuneError, is_out_of_memory
 from runtime.progress import say
 from runtime.randomness import generator
 

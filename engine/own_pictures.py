@@ -8,9 +8,7 @@ ratio is given up instead, and evaluation sees all of it.
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.backbones import DataConfig
 from torch import nn
-from weights.backbone_weights import NONE, load_backbone
 
 from engine.fit import Pace
 from engine.settings import Recipe, Settings, task_settings
@@ -18,7 +16,9 @@ from image_cache.batches import TaskData
 from image_cache.decoding import Reading
 from image_cache.orders import View
 from image_folders.images import FolderImages, folder_name_of, load_folder, mean_and_std
+from models.backbones import DataConfig
 from runtime.devices import Compute
+from weights.backbone_weights import NONE, load_backbone
 from weights.tensor_file import content_sha256
 
 
@@ -119,7 +119,7 @@ class FolderProblem:
         train, val = (
             TaskData(
                 images, view_of_pictures(settings, training), (settings.mean, settings.std),
-                self.compute.device, names, balanced=settings.balance == "sampling",
+                self.compute.device, names=names, balanced=settings.balance == "sampling",
             )
             for images, names, training in (
                 (self.images.train, self.images.train_names, True),

@@ -201,7 +201,7 @@ def environment(compute: Compute) -> dict[str, object]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "device": str(compute.device),
+        "device": compute.device.type,  # which one of several equal GPUs changes no bits
         "device_name": _device_name(compute.device),
         "precision": compute.precision,
         "threads": torch.get_num_threads(),

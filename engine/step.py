@@ -19,9 +19,9 @@ from engine.settings import Settings
 from gumbel_softmax import gumbel_noise
 from image_cache.batches import TaskData
 from methods.optimizers import Rates
-from runtime.devices import Compute, is_out_of_memory, reading
+from runtime.devices import Compute, reading
 from runtime.distributed import ALONE, Group
-from runtime.errors import SpotTuneError
+from runtime.errors import SpotTuneError, is_out_of_memory
 from runtime.randomness import generator
 
 SHOWN_IMAGES = 8  # of a batch whose loss is not finite
@@ -86,15 +86,15 @@ def train_step(
     size, a mean over its images. `grad_clip`: the largest norm of all gradients together; 0: any.
     Raises NotFiniteError before any update if a loss is not finite.
     """
+    for optimizer in optimizers:  # CUDA graphs use the memory of the last gradients again
+        optimizer.zero_grad()
     loss, penalty, scores_NK, decisions_NL = forward(images, labels, noise_NL2)
     whole_loss = scale * (loss + penalty)
     read_loss = reading(whole_loss)
-
-    for optimizer in optimizers:
-        optimizer.zero_grad()
     whole_loss.backward()
     if group.agree(not math.isfinite(read_loss())):
-        raise NotFiniteError(read_loss())
+        own = read_loss()  # may be finite, where another process has the images that are at fault
+        raise NotFiniteError("nan or infinite" if math.isfinite(own) else own)
     if grad_clip:
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         clip_grad_norm_([each for group in groups for each in group["params"]], grad_clip)
@@ -103,7 +103,7 @@ def train_step(
 
     return Sums(
         loss=loss.detach() * len(labels),
-        penalty=torch.as_tensor(penalty, device=loss.device).detach() * len(labels),
+        penalty=_on_device_of(loss, penalty).detach() * len(labels),
         correct=(scores_NK.argmax(dim=1) == labels).sum(),
         fine_tuned_L=_fine_tuned_images(decisions_NL, images.device),
     )
@@ -164,6 +164,11 @@ class Trainer:
                 f"images of {images.shape[2]} x {images.shape[3]} pixels. Give a smaller "
                 f"--batch_size (which changes the result), or a device with more memory"
             ) from error
+
+
+def _on_device_of(loss: Tensor, penalty: Tensor | float) -> Tensor:
+    """A number is filled in there: to copy it from the host would wait for the whole step."""
+    return penalty if isinstance(penalty, Tensor) else torch.full_like(loss, penalty)
 
 
 def _fine_tuned_images(decisions_NL: Tensor | None, device: torch.device) -> Tensor:
@@ -255,7 +260,7 @@ def train_epoch(
         before_step(sums.steps)
         try:
             step = trainer.step(
-                batch.images_N3HW, batch.labels_N, noise[batch.positions], batch.whole
+                batch.images_N3HW, batch.labels_N, noise[batch.positions], len(batch.image_ids)
             )
         except NotFiniteError as error:
             shown = ", ".join(map(str, batch.image_ids[:SHOWN_IMAGES]))

@@ -1,6 +1,7 @@
 """A made-up Decathlon and trained networks that several tests share."""
 
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -140,6 +141,29 @@ def little_memory(more: int):
     return limited(resource.RLIMIT_DATA, used + more)
 
 
+@pytest.fixture
+def with_little_memory(capfd):
+    """Runs a function with 64 MiB more than there are, in a process of its own; what it printed.
+
+    The libraries of this process would not recover.
+    """
+
+    def run(function):
+        def child():
+            with limit:
+                function()
+
+        limit = little_memory(2**26)
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join()
+        out, err = capfd.readouterr()
+        assert process.exitcode == 0, err
+        return out
+
+    return run
+
+
 def run_script(
     name: str, *arguments: object, cwd: Path = REPOSITORY
 ) -> subprocess.CompletedProcess:
@@ -193,6 +217,14 @@ def is_held(folder: Path) -> bool:
     except SpotTuneError:
         return True
     return False
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--gpu_device",
+        default="cuda",
+        help="of tests/gpu: cuda, or cpu to try the tests themselves",
+    )
 
 
 def change_json(path: Path, change: Callable[[dict], object]) -> None:
