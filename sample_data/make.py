@@ -57,7 +57,7 @@ class Settings:
 
 def write_task(root: Path, task: DecathlonTask, settings: Settings) -> None:
     """Draw the images of a task and describe them in its four annotation files."""
-    first_category = task.number * IDS_PER_TASK + 1
+    first_category = task.first_category_id
     index = 0  # runs on from train over val to test
     for split_number, split in enumerate(SPLITS):
         kinds = settings.kinds(task, split)
