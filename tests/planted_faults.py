@@ -8,14 +8,21 @@ missing. By hand, not by CI: it takes an hour. The table goes into docs/tests.md
 """
 
 import argparse
+import contextlib
+import io
+import multiprocessing
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+
+import pytest
+import torch  # noqa: F401
+import torchvision  # noqa: F401
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SECONDS = 900  # that the tests of one fault may take
@@ -146,12 +153,12 @@ FAULTS = [
         ("engine/step.py", "self.fine_tuned_L / num_images", "self.fine_tuned_L / self.steps",
          "engine/test_training", "shares are per batch"),
         ("engine/step.py", 'generator("gumbel", *seed)', 'generator("gumbel", *seed[:-1])',
-         "test_main", "the same Gumbel noise in every epoch"),
+         "test_by_hand test_main", "the same Gumbel noise in every epoch"),
         ("engine/step.py", "gumbel_noise((num_images, method.num_blocks, 2)",
          "torch.ones(num_images, 1, 1) * gumbel_noise((1, method.num_blocks, 2)",
-         "test_main", "the same noise for every image"),
+         "test_by_hand test_main", "the same noise for every image"),
         ("engine/step.py", "noise[batch.positions]", "noise[: len(batch.labels_N)]",
-         "test_main", "the same noise in every batch"),
+         "test_by_hand test_main", "the same noise in every batch"),
         ("engine/step.py", "trainer.method.train(), trainer", "trainer.method, trainer",
          "test_by_hand", "from the second epoch on, training runs in evaluation mode"),
         ("engine/step.py", "return -(-num_images // batch_size)",
@@ -159,7 +166,7 @@ FAULTS = [
          "engine/test_training engine/test_resume", "a last batch that is smaller is no step"),
         ("engine/fit.py", "seed = (settings.seed, run.task, epoch)",
          "seed = (settings.seed, epoch)",
-         "test_main", "orders, crops and noise are the same for all tasks"),
+         "test_by_hand test_main", "orders, crops and noise are the same for all tasks"),
         ("engine/fit.py", "seed = (settings.seed, run.task, epoch)",
          "seed = (0, run.task, epoch)",
          "test_by_hand", "orders, crops and noise do not depend on the seed"),
@@ -167,7 +174,7 @@ FAULTS = [
          "test_by_hand", "learning rates drop an epoch early"),
         ("engine/fit.py", 'group["lr"] = rate * multiplier',
          'group["lr"] = rate * (multiplier if rate == rates[0] else 1.0)',
-         "test_main", "the policy's learning rate never drops"),
+         "test_by_hand test_main", "the policy's learning rate never drops"),
         ("engine/fit.py", 'seed, label = (settings.seed, run.task, "val")',
          'seed, label = (settings.seed, run.task, "test")',
          "test_by_hand test_main", "the record's draws are not those of a submission"),
@@ -198,7 +205,7 @@ FAULTS = [
          '"lr_agent": settings.lr * multiplier',
          "test_by_hand", "the record shows the wrong learning rate of the policy"),
         ("engine/settings.py", "weight_decay=task.weight_decay", "weight_decay=5e-4",
-         "test_main", "one weight decay for all tasks"),
+         "test_by_hand test_main", "one weight decay for all tasks"),
         ("engine/settings.py", "std=tuple(std)", "std=tuple(mean)",
          "test_by_hand test_main", "the mean is used as std"),
         ("engine/settings.py", "mean, std = mean_std[task.name]",
@@ -211,7 +218,7 @@ FAULTS = [
         ("engine/transfer.py", "(settings.seed, task.name):", "(settings.seed,):",
          "engine/test_transfer", "initial weights do not depend on the task"),
         ("engine/transfer.py", 'training="train" in splits', "training=True",
-         "test_main", "random crops in evaluation"),
+         "test_by_hand test_main", "random crops in evaluation"),
         ("engine/transfer.py", 'training="train" in splits', "training=len(splits) > 1",
          "test_main", "centre crops in training where only train is learnt from"),
         ("main.py", "milestones=tuple(args.source_steps)", "milestones=recipe.milestones",
@@ -272,7 +279,7 @@ FAULTS = [
          "test_imdbfolder_coco", "labels are joined by position"),
         ("imdbfolder_coco.py", "return PackedImages.merged(parts)",
          "return PackedImages.merged(parts[:1])",
-         "test_main", "trainval learns from train alone"),
+         "test_by_hand test_main", "trainval learns from train alone"),
         ("imdbfolder_coco.py", "return View(resize, resize, flip",
          "return View(crop, crop, flip",
          "test_imdbfolder_coco test_main", "targets are evaluated at the crop's size"),
@@ -303,7 +310,7 @@ FAULTS = [
          "(task.first_category_id + predictions.labels)",
          "test_by_hand", "a submission counts the classes that a folder lacks"),
         ("challenge/predictions.py", "training=False", "training=True",
-         "test_main", "random crops in a submission"),
+         "test_by_hand test_main", "random crops in a submission"),
         ("challenge/predictions.py", "image_ids = images.image_ids.tolist()",
          "image_ids = sorted(images.image_ids.tolist())",
          "test_by_hand", "answers are joined with sorted ids"),
@@ -418,7 +425,7 @@ FAULTS = [
          '"cross-entropy": {"train_loss": val, "val_loss": "train"}',
          "reporting/test_figures", "curves of a run: train and val are swapped"),
         ("reporting/run_table.py", "sum(tested) / len(tested)", "sum(tested) / len(last)",
-         "reporting/test_figures test_main", "a task without figures counts as 0 in the mean"),
+         "reporting/test_run_table", "a task without figures counts as 0 in the mean"),
     )
 ]  # fmt: skip
 
@@ -450,29 +457,50 @@ def copy_of_the_project(folder: Path) -> Path:
     return folder
 
 
+class FirstFailure:
+    """A plugin of pytest that notes which test failed."""
+
+    name = None
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed and self.name is None:
+            self.name = report.nodeid.partition("[")[0].removeprefix("tests/")
+
+
+def run_tests(folder: Path, tests: list[str], result: Connection) -> None:
+    """In a process of its own: pytest's exit code, the test that failed, and what was printed."""
+    os.chdir(folder)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # A file that is changed twice within a second may look unchanged to Python's cache.
+    os.environ["PYTHONDONTWRITEBYTECODE"], sys.dont_write_bytecode = "1", True
+    sys.path.pop(0)  # the tests of the original
+    printed, first = io.StringIO(), FirstFailure()
+    with contextlib.redirect_stdout(printed):
+        status = pytest.main(["-x", "-p", "no:cacheprovider", *tests], plugins=[first])
+    result.send((int(status), first.name, printed.getvalue()))
+
+
 def killer_of(fault: Fault, folder: Path) -> str | None:
     """The first test that fails with the fault in the copy; None if all pass."""
     path = folder / fault.file
     right = path.read_text()
     path.write_text(right.replace(fault.old, fault.new))
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    # A file that is changed twice within a second may look unchanged to Python's cache.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    context = multiprocessing.get_context("fork")  # with torch imported, which takes seconds
+    result, sent = context.Pipe(duplex=False)
+    process = context.Process(target=run_tests, args=(folder, paths_of(fault), sent))
     try:
-        done = subprocess.run(
-            [*command, *paths_of(fault)], cwd=folder, env=environment, capture_output=True,
-            text=True, timeout=SECONDS,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return f"no end within {SECONDS} seconds"
+        process.start()
+        sent.close()
+        if not result.poll(SECONDS):
+            return f"no end within {SECONDS} seconds"
+        status, name, printed = result.recv()
     finally:
+        process.kill()
+        process.join()
         path.write_text(right)
-    if done.returncode == 0:
-        return None
-    failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+?)(?:\[|$| - )", done.stdout, re.MULTILINE)
-    if done.returncode != 1 or failed is None:
-        sys.exit(f"{fault.file}, {fault.meaning}: the tests did not run\n{done.stdout[-2000:]}")
-    return failed[1]
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        sys.exit(f"{fault.file}, {fault.meaning}: the tests did not run\n{printed[-2000:]}")
+    return name
 
 
 def main() -> None:
