@@ -8,7 +8,12 @@ DEMO = demo
 DEMO_DATA = --datadir $(DEMO)/decathlon-1.0 --ckpdir $(DEMO)/cv
 DEMO_SIZE = --resize 40 --crop 32 --width 8 --batch_size 16
 
-.PHONY: venv demo test test-slow clean
+# make gpu: what needs a GPU is tested and measured; GPU_DEVICE=cpu with small GPU_SIZES tries it.
+GPU_DEVICE = cuda
+GPU_SIZES =
+GPU_OUT = docs
+
+.PHONY: venv demo test test-slow gpu clean
 
 # The file is made last, so that a broken installation is started anew.
 $(VENV)/installed: requirements.txt
@@ -35,6 +40,12 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(RUN) -m pytest tests/slow
+
+# Measured even if a test fails, since a GPU may be at hand for minutes only.
+gpu: $(VENV)/installed
+	$(RUN) -m pytest tests/gpu --gpu_device $(GPU_DEVICE); tests=$$?; \
+	$(RUN) -m benchmarks.run gpu --device $(GPU_DEVICE) $(GPU_SIZES) \
+	    --json $(GPU_OUT)/gpu_measured.json --table $(GPU_OUT)/gpu_measured.md && exit $$tests
 
 clean:
 	rm -rf $(VENV) $(DEMO)

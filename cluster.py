@@ -98,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     trains_source = SOURCE in tasks and pretrained is None
     processes = max(1, args.gpus_per_node)
     if trains_source:
-        check_group(Group(size=args.nodes * processes), training.batch_size, only_source=True)
+        group = Group(size=args.nodes * processes)
+        check_group(group, training.batch_size, only_source=True, compiled=training.compile)
     logs = args.logs or training.ckpdir / "logs"
     check_cluster(logs)
     from launch import slurm  # not at the top: it needs submitit, and --collect does not

@@ -5,7 +5,7 @@ emits two logits: keep the pretrained block (index 0), or use its fine-tuned cop
 forward pass takes the hard argmax of logits + Gumbel noise, which is one draw from
 softmax(logits); the backward pass uses the gradient of softmax((logits + noise) / temperature).
 
-Shapes (N images, L residual blocks: 12 in ResNet-26):
+Shapes (N images, L residual blocks):
     logits     N x L x 2   raw network output, not probabilities
     noise      N x L x 2   independent draws of Gumbel(0, 1)
     decisions  N x L       0 = pretrained block, 1 = fine-tuned block
@@ -24,7 +24,7 @@ from torch import Tensor
 
 POLICIES = ("argmax", "sample", "finetuned", "kept")
 FIXED = {"argmax": (0.0, 0.0), "finetuned": (0.0, torch.inf), "kept": (torch.inf, 0.0)}
-TEMPERATURE = 5.0  # never annealed, as in the released code
+TEMPERATURE = 5.0  # the released code's, which never anneals it
 
 
 def gumbel_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -10,18 +10,24 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from decathlon import SOURCE, TASK_BY_NAME, DecathlonTask
 from engine.arguments import (
+    RECIPE_FLAGS,
+    RELEASED,
     add_compute_arguments,
     add_data_arguments,
+    add_method_arguments,
+    add_run_arguments,
+    add_training_arguments,
     check_sides,
     data_folders,
     number_of_blocks,
+    recipe_of,
 )
 from engine.data_layout import misplaced_images
 from engine.fit import Pace
@@ -34,11 +40,11 @@ from launch.side_by_side import (
     longest_first,
     train_side_by_side,
 )
-from methods.registry import METHODS, MethodRow, Options, choose_policy
+from methods.registry import METHODS, MethodRow
 from models.resnet26 import PAPER_WIDTH
 from reporting.plots import draw_curves
 from reporting.run_table import show_results
-from runtime.cli import Parser, non_negative_float, non_negative_int, positive_float, positive_int
+from runtime.cli import Parser, positive_int
 from runtime.devices import choose_compute, describe, job_devices
 from runtime.distributed import check_group, group_of_processes, own_device
 from runtime.errors import SpotTuneError, run_script
@@ -49,28 +55,15 @@ from weights.mean_std import find_mean_std, read_mean_std
 SCRIPT = Path(__file__).resolve()  # it may be started through a link
 OWN_MEAN_STD = SCRIPT.parent / "decathlon_mean_std.pickle"
 RELEASED_WEIGHTS = "resnet26_pretrained.t7"  # looked for here and beside this script
-SAME_IN_RECIPE = ("lr", "lr_agent", "batch_size", "resize", "crop", "width", "seed", "train_split")
-SAME_IN_RECIPE += tuple(field.name for field in fields(Options))
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser("Train the source network, and SpotTune or a baseline, on Decathlon tasks.")
     add_data_arguments(parser)
     add_compute_arguments(parser)
+    add_method_arguments(parser, number_of_blocks)
     add = parser.add_argument
     # fmt: off
-    add("--method", choices=list(METHODS), default="spottune",
-        help="; ".join(f"{row.name}: {row.title}" for row in METHODS.values()))
-    add("--k", type=number_of_blocks, default=3,
-        help="blocks that lastk or globalk fine-tunes, 0 to 12")
-    add("--l2sp_alpha", type=non_negative_float, default=0.1,
-        help="l2sp: penalty on the distance from the pretrained weights")
-    add("--l2sp_beta", type=non_negative_float, default=0.01,
-        help="l2sp: penalty on the new classifier")
-    add("--lambda_k", type=non_negative_float, default=1.0,
-        help="globalk: weight of (number of fine-tuned blocks - k)^2")
-    add("--lambda_e", type=non_negative_float, default=1.0,
-        help="globalk: weight of the entropy of the blocks' shares")
     add("--pretrained", type=Path, metavar="FILE",
         help="source weights: the released .t7, a checkpoint of imagenet12, or none; unset: "
              f"./{RELEASED_WEIGHTS} if it is there, else imagenet12 is trained")
@@ -80,39 +73,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--train_split", choices=list(TRAIN_SPLITS), default="trainval",
         help="trainval, as the challenge allows: val accuracies are then on images seen in "
              "training; train gives honest ones")
-    add("--nb_epochs", type=positive_int, default=110, help="epochs on each target task")
-    add("--lr", type=positive_float, default=0.1, help="initial learning rate of the network")
-    add("--lr_agent", type=positive_float, default=0.01, help="the same of the policy network")
-    add("--step1", type=positive_int, default=40, metavar="EPOCH",
-        help="both learning rates drop tenfold after so many epochs")
-    add("--step2", type=positive_int, metavar="EPOCH",
-        help="and again (the released code names 60, but never drops there)")
-    add("--step3", type=positive_int, metavar="EPOCH", help="and again (the released code: 80)")
     add("--source_epochs", type=positive_int, default=120, help="epochs on imagenet12")
     add("--source_steps", type=positive_int, nargs="*", default=[80, 100], metavar="EPOCH",
         help="tenfold drops of imagenet12's learning rate")
-    add("--batch_size", type=positive_int, default=128, help="images per step")
     add("--resize", type=positive_int, default=72, help="shorter side of every image, in pixels")
     add("--crop", type=positive_int, default=64, help="side of random crops, in pixels")
     add("--width", type=positive_int, default=PAPER_WIDTH,
         help="channels of the stem of network and policy network")
-    add("--compile", action="store_true",
-        help="train through torch.compile with CUDA graphs; for GPUs, pays from some minutes on")
-    add("--eval_every", type=positive_int, default=1, metavar="N",
-        help="evaluate on val every N epochs, and after the last")
-    add("--checkpoint_minutes", type=positive_float, default=10.0, metavar="MINUTES",
-        help="save inside an epoch too, after so many minutes")
-    add("--jobs", type=positive_int, metavar="N",
-        help="tasks that are trained side by side, each as a process on a GPU of its own; unset: "
-             "as many as there are visible GPUs, or one")
-    add("--retries", type=non_negative_int, default=2, metavar="N",
-        help="how often a task whose process dies is started again from its checkpoint, with "
-             "several --jobs")
-    add("--threads", type=positive_int, metavar="N",
-        help="CPU threads of each process; unset: as many as PyTorch takes, divided by the jobs. "
-             "On a CPU, bits are equal for equal numbers of threads only")
-    add("--is_job", action="store_true", help=argparse.SUPPRESS)  # set for the processes of --jobs
     # fmt: on
+    add_training_arguments(parser, RELEASED)
+    add_run_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -127,18 +97,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = own_device(args.device) if is_alone else "cpu"  # the parent of others opens no GPU
     compute = choose_compute(device, args.precision, args.compile, args.threads)
     method = METHODS[args.method]
-    recipe = Recipe(
-        epochs=args.nb_epochs,
-        milestones=tuple(step for step in (args.step1, args.step2, args.step3) if step),
-        policy=choose_policy(method.policies, args.policy),
-        precision=compute.precision,
-        compiled=compute.compiled,
-        **{name: getattr(args, name) for name in SAME_IN_RECIPE},
+    recipe = recipe_of(compute=compute, **{name: getattr(args, name) for name in RECIPE_FLAGS})
+    for_source = replace(
+        recipe.as_released(), epochs=args.source_epochs, milestones=tuple(args.source_steps)
     )
-    for_source = replace(recipe, epochs=args.source_epochs, milestones=tuple(args.source_steps))
     pretrained = pretrained_file(args.pretrained)
     with group_of_processes(compute.device) as group:
-        check_group(group, args.batch_size, tasks == [SOURCE] and pretrained is None)
+        only_source = tasks == [SOURCE] and pretrained is None
+        check_group(group, args.batch_size, only_source, args.compile)
         mean_std = find_mean_std(args.mean_std, args.datadir, OWN_MEAN_STD)
         space = Workspace(
             folders=data_folders(args.datadir, args.imdbdir, args.cachedir),
@@ -167,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         if group.is_first and not args.is_job:
             show_results(histories, args.ckpdir)
-    check_finished(tasks, histories, args.ckpdir)
+    check_finished([task.name for task in tasks], histories, args.ckpdir)
 
 
 def train_in_turn(

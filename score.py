@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from challenge.scoring import SPLITS, as_text, score
+from challenge.scoring import as_text, score
 from challenge.submissions import PUBLIC_LABELS, read_answers, read_labels
 from decathlon import TASK_BY_NAME
 from runtime.cli import Parser
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
              "folder named as the split, where submit_*.py write")
     add("--annotations", type=Path, default=Path("data/decathlon-1.0/annotations"),
         metavar="FOLDER_OR_ZIP", help="holds the labels, <task>_<split>.json")
-    add("--split", choices=SPLITS[1:], default="val", help="what was answered")
+    add("--split", choices=["val", "test"], default="val", help="what was answered")
     add("--tasks", nargs="+", metavar="TASK", choices=list(TASK_BY_NAME),
         default=list(TASK_BY_NAME), help="score only these, any of %(choices)s; unset: all")
     add("--json", type=Path, metavar="FILE", help="write the figures here as well")

@@ -13,10 +13,12 @@ import time
 from argparse import ArgumentParser
 from pathlib import Path
 
-import main
+import torch
+
 from benchmarks.made_up import write_task
 from decathlon import SOURCE, TASK_BY_NAME
-from models.resnet26 import PAPER_WIDTH
+from main import SCRIPT
+from models.resnet26 import PAPER_WIDTH, resnet26
 from runtime.cli import positive_int
 from runtime.errors import SpotTuneError
 
@@ -34,15 +36,15 @@ def add_flags(parser: ArgumentParser) -> None:
 def measure(images: int, resize: int, crop: int, width: int) -> dict[str, float]:
     """Seconds of the whole process and of its training loop."""
     with tempfile.TemporaryDirectory() as name:
-        for task, count in ((TASK, images), (SOURCE, SOURCE.num_classes)):
-            write_task(Path(name), task, "train", count, resize)
-            write_task(Path(name), task, "val", task.num_classes, resize)
-        flags = ["--datadir", name, "--imdbdir", name, "--ckpdir", name, "--device", "cpu"]
-        flags += ["--pretrained", "none", "--train_split", "train", "--source_epochs", "1"]
-        flags += ["--nb_epochs", "1", f"--resize={resize}", f"--crop={crop}", f"--width={width}"]
-        main.main([*flags, "--tasks", SOURCE.name])  # so that the timed run finds a source
+        write_task(Path(name), TASK, "train", images, resize)
+        write_task(Path(name), TASK, "val", TASK.num_classes, resize)
+        source = Path(name) / "source.pt"
+        torch.save(resnet26(SOURCE.num_classes, width).state_dict(), source)  # random weights
+        flags = ["--tasks", TASK.name, "--datadir", name, "--imdbdir", name, "--ckpdir", name]
+        flags += ["--pretrained", str(source), "--train_split", "train", "--nb_epochs", "1"]
+        flags += [f"--resize={resize}", f"--crop={crop}", f"--width={width}", "--device", "cpu"]
         start = time.perf_counter()
-        command = [sys.executable, main.__file__, *flags, "--tasks", TASK.name]
+        command = [sys.executable, str(SCRIPT), *flags]
         done = subprocess.run(command, capture_output=True, text=True)
         whole = time.perf_counter() - start
         if done.returncode:

@@ -6,7 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +22,7 @@ from methods.registry import build_method
 from methods.spottune import SpotTune
 from models.resnet26 import resnet26
 from runtime.devices import Compute
+from runtime.errors import SpotTuneError
 
 RATES = Rates(network=0.01, policy=0.01, weight_decay=5e-4)
 FORMS = ("plain", "fast")  # see plain_form.py; what main.py computes
@@ -33,8 +34,7 @@ class Sizes:
     """What a step computes."""
 
     batch_size: int
-    height: int  # of the images, in pixels
-    width: int
+    side: int  # of the images, in pixels
     stem: int  # channels of the network's first layer
 
 
@@ -45,13 +45,13 @@ def new_method(sizes: Sizes, device: torch.device) -> SpotTune:
 
 
 def random_batch(sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Images N x 3 x H x W (NCHW), labels N and Gumbel noise N x 12 x 2, on the device.
+    """Images N x 3 x side x side (NCHW), labels N and Gumbel noise N x 12 x 2, on the device.
 
     Random pixels: speed does not depend on what images show.
     """
     generator = torch.Generator().manual_seed(0)
     count = sizes.batch_size
-    images = torch.randn(count, 3, sizes.height, sizes.width, generator=generator)
+    images = torch.randn(count, 3, sizes.side, sizes.side, generator=generator)
     labels = torch.randint(0, 100, (count,), generator=generator)
     noise = gumbel_noise((count, 12, 2), generator)
     return images.to(device), labels.to(device), noise.to(device)
@@ -111,11 +111,22 @@ def median_seconds(
     return {name: statistics.median(row[name] for row in times[warm_up:]) for name in runs}
 
 
-def in_own_process(function: Callable[..., Result], *arguments: object) -> Result:
-    """Call it in a new process, so that peak memory is its own."""
+def in_own_process(
+    function: Callable[..., Result], *arguments: object, timeout: float | None = None
+) -> Result:
+    """Call it in a new process, so that peak memory is its own.
+
+    Raises SpotTuneError if it takes more than `timeout` seconds; the process is killed.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
+        before = set(multiprocessing.active_children())
+        future = pool.submit(function, *arguments)
+        if not wait([future], timeout).done:
+            for process in set(multiprocessing.active_children()) - before:
+                process.kill()
+            raise SpotTuneError(f"it took more than {timeout:.0f} s")
+        return future.result()
 
 
 def peak_mib(device: torch.device) -> float:

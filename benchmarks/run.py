@@ -1,6 +1,6 @@
 """Measure speed, memory and how cost grows; docs/speed.md tells what came out.
 
-    python -m benchmarks.run throughput --json FILE     and: epoch, scale, wall_clock
+    python -m benchmarks.run throughput --json FILE     and: epoch, scale, wall_clock, gpu
 
 Each part is a module with add_flags(parser), measure(**flags) -> figures, and table(figures).
 """
@@ -9,13 +9,19 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import epoch, scale, throughput, wall_clock
+from benchmarks import epoch, gpu, scale, throughput, wall_clock
 from runtime.cli import Parser
 from runtime.errors import run_script
 from runtime.files import check_place, write_whole
 from runtime.progress import say
 
-PARTS = {"throughput": throughput, "epoch": epoch, "scale": scale, "wall_clock": wall_clock}
+PARTS = {
+    "throughput": throughput,
+    "epoch": epoch,
+    "scale": scale,
+    "wall_clock": wall_clock,
+    "gpu": gpu,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,14 +32,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         flags = parts.add_parser(name, help=summary, description=summary)
         part.add_flags(flags)
         flags.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+        flags.add_argument("--table", type=Path, metavar="FILE", help="write what is printed there")
     chosen = vars(parser.parse_args(argv))
-    part, file = PARTS[chosen.pop("part")], chosen.pop("json")
-    if file:
+    part, files = PARTS[chosen.pop("part")], [chosen.pop("json"), chosen.pop("table")]
+    for file in filter(None, files):
         check_place(file)
     figures = part.measure(**chosen)
-    say(part.table(figures))
-    if file:
-        write_whole(file, (json.dumps(figures, indent=2) + "\n").encode())
+    said = part.table(figures)
+    say(said)
+    for file, text in zip(files, (json.dumps(figures, indent=2), said), strict=True):
+        if file:
+            write_whole(file, f"{text}\n".encode())
 
 
 if __name__ == "__main__":

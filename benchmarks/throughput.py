@@ -7,7 +7,6 @@ process of its own.
 import tempfile
 from argparse import ArgumentParser
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -58,8 +57,7 @@ def measure(
     """Images per second and peak MiB of both forms; MACs of predicting one image."""
     compute = choose_compute(device, precision, compile)
     rounds = repeats or (50 if compute.device.type == "cuda" else 5)
-    trained = Sizes(batch_size, crop, crop, width)
-    tested = replace(trained, height=resize, width=resize)
+    trained, tested = Sizes(batch_size, crop, width), Sizes(batch_size, resize, width)
 
     def rates(images: int, runs: dict[str, Callable], where: torch.device) -> dict[str, float]:
         return {form: images / s for form, s in median_seconds(runs, rounds, where).items()}

@@ -9,7 +9,6 @@ that is, its computation, or what the host needs to launch it, and a ring all-re
 gradients that nothing hides. Its first process alone evaluates it.
 """
 
-import random
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
@@ -21,7 +20,6 @@ from runtime.cli import positive_float
 RESIZE, CROP = 72, 64
 TARGET_EPOCHS, SOURCE_EPOCHS, BATCH_SIZE = 110, 120, 128
 GPUS = {1: "1", 2: "2", 4: "4", 8: "8", 32: "4 machines of 8"}
-SHUFFLES = 1000  # random orders of the targets, to compare with
 ASSUMED = "ASSUMED: no GPU has been measured"
 # Operations of a training step at 64 x 64 per image: SpotTune's 9.7 GFLOP, the plain network's 5.1.
 PLAIN_TO_SPOTTUNE = 9.7 / 5.1
@@ -51,12 +49,9 @@ def measure(train_rate: float, eval_rate: float | None, rates_are: str) -> dict:
     rows = {}
     for gpus in GPUS:
         longest_first = sorted(seconds.values(), reverse=True)
-        orders = random_orders(list(seconds.values()), gpus)
         rows[gpus] = {
             "longest first": wall_clock(longest_first, gpus),
             "lower bound": max(sum(longest_first) / gpus, longest_first[0]),
-            "random mean": sum(orders) / len(orders),
-            "random worst": max(orders),
             "source": source_seconds(train_rate * PLAIN_TO_SPOTTUNE, eval_rate, parameters, gpus),
         }
     return {"rates are": rates_are, "targets": seconds, "by GPUs": rows}
@@ -79,12 +74,6 @@ def wall_clock(seconds: Sequence[float], gpus: int) -> float:
     return max(busy_until)
 
 
-def random_orders(seconds: Sequence[float], gpus: int) -> list[float]:
-    """The wall-clock times of SHUFFLES random orders, seeded."""
-    draw = random.Random(0)
-    return [wall_clock(draw.sample(seconds, len(seconds)), gpus) for _ in range(SHUFFLES)]
-
-
 def source_seconds(rate: float, eval_rate: float, parameters: int, gpus: int) -> float:
     """The source network's training, BATCH_SIZE images a step in all, and its evaluations."""
     bandwidth = BANDWIDTH if gpus <= 8 else NETWORK
@@ -99,8 +88,8 @@ def table(figures: dict) -> str:
     targets, rows = figures["targets"], figures["by GPUs"]
     lines = [
         f"Rates: {figures['rates are']}.\n",
-        "| GPUs | nine targets, h | lower bound | random order, mean | worst | source, h |",
-        "|---|---|---|---|---|---|",
+        "| GPUs | nine targets, h | lower bound, h | source, h |",
+        "|---|---|---|---|",
     ]
     for gpus, row in rows.items():
         hours = (f"{seconds / 3600:,.2f}" for seconds in row.values())

@@ -13,7 +13,6 @@ A task without labels is not scored. Accuracies are in percent; a task is worth 
 """
 
 import textwrap
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -22,16 +21,13 @@ from challenge.submissions import Answers, Labels
 from decathlon import (
     ABOUT_PUBLISHED,
     COLUMNS,
-    IDS_PER_TASK,
     PUBLISHED,
-    TARGETS,
     TASK_BY_NAME,
     TASKS,
     decathlon_score,
     task_points,
 )
 
-SPLITS = ("train", "val", "test")  # in the order of the split's digit in an image id
 PROBLEMS = ("missing", "doubled", "foreign", "unknown")
 HEADS = ["ImNt", "Airc", "C100", "DPed", "DTD", "GTSR", "Flwr", "OGlt", "SVHN", "UCF", "mean"]
 
@@ -101,7 +97,7 @@ def score(
         score=decathlon_score(accuracies),
         coverage=coverage if len(accuracies) < len(TASKS) else "",
         problems=problems,
-        notes=[*_notes(answers, labels, unknown, split, asked), *ABOUT_PUBLISHED],
+        notes=[*_notes(answers, labels, split, asked), *ABOUT_PUBLISHED],
     )
 
 
@@ -123,26 +119,15 @@ def _first_few(ids: Sequence[int]) -> str:
 
 
 def _notes(
-    answers: Answers,
-    labels: Mapping[str, Labels],
-    unknown: Mapping[str, Sequence[int]],
-    split: str,
-    asked: Sequence[str],
+    answers: Answers, labels: Mapping[str, Labels], split: str, asked: Sequence[str]
 ) -> Iterator[str]:
     """What may be wrong with the answers, and why a comparison is not like for like."""
-    # Ids tell their split where the running index stays under 100,000: not in imagenet12.
-    ids = [image for task in TARGETS for image in unknown.get(task.name, [])]
-    digits = Counter(image % IDS_PER_TASK // 100_000 for image in ids)
-    nearly_all = sum(map(len, unknown.values())) > 0.9 * len(answers)
-    for digit, other in enumerate(SPLITS):
-        if nearly_all and other != split and digits[digit] > len(ids) / 2:
-            hint = f"was --split {other} meant?" if other != "train" else "it is not scored."
-            yield f"WRONG SPLIT? These look like answers to the {other} split; {hint}"
-
     unanswered = [name for name in labels if not answers.keys() & labels[name].by_image.keys()]
     if unanswered:
         names = ", ".join(unanswered)
         yield f"NOT ANSWERED: {names}. They count 0 points in S and are left out of the mean."
+    if len(unanswered) == len(labels):
+        yield f"NO TASK IS ANSWERED: was --split {split} meant?"
     if unlabelled := [name for name in asked if name not in labels]:
         names = ", ".join(unlabelled)
         yield f"NOT SCORED: {names}. There is no <task>_{split}.json with labels for them."

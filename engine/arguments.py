@@ -2,15 +2,29 @@
 
 import argparse
 import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from decathlon import TASK_BY_NAME
 from engine.data_layout import misplaced_annotations
-from engine.settings import LARGEST
-from gumbel_softmax import POLICIES
+from engine.settings import BALANCES, LARGEST, OPTIMIZERS, SCHEDULES, Recipe
+from gumbel_softmax import POLICIES, TEMPERATURE
 from image_cache.packed import DataFolders
+from methods.registry import METHODS, choose_policy
 from models.resnet26 import BLOCKS_PER_STAGE, SIDE_MULTIPLE
-from runtime.cli import folder_name, number, whole_number
+from models.spottune import KEPT_NORMS
+from runtime.cli import (
+    folder_name,
+    non_negative_float,
+    non_negative_int,
+    number,
+    positive_float,
+    positive_int,
+    share,
+    whole_number,
+)
+from runtime.devices import Compute
 from runtime.errors import SpotTuneError
 
 SMALLEST_SIDE = 2 * SIDE_MULTIPLE
@@ -69,7 +83,7 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which tasks, how decisions are made at test time, and where to compute."""
+    """Which tasks of the Decathlon, and all that add_device_arguments adds."""
     parser.add_argument(
         "--tasks",
         nargs="+",
@@ -78,6 +92,11 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
         default=list(TASK_BY_NAME),
         help=f"any of {', '.join(TASK_BY_NAME)}; unset: all",
     )
+    add_device_arguments(parser)
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """How decisions are made at test time, the seed, and where to compute."""
     parser.add_argument(
         "--policy",
         choices=POLICIES,
@@ -134,3 +153,137 @@ def check_sides(resize: int, crop: int) -> None:
             f"--crop {crop}: larger than the images' shorter side, --resize {resize}; expected at "
             f"most {resize}"
         )
+
+
+# The flags that recipe_of takes; those that are named as in Recipe go into it as they are.
+DERIVED = {"epochs", "milestones", "precision", "compiled", "keep_best"}
+RECIPE_FLAGS = ("method", "nb_epochs", "step1", "step2", "step3", "keep")
+RECIPE_FLAGS += tuple(field.name for field in fields(Recipe) if field.name not in DERIVED)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What is trained with unless a flag says otherwise."""
+
+    nb_epochs: int
+    lr: float | None  # None: depends on the optimiser
+    lr_agent: float | None
+    step1: int | None
+    batch_size: int
+    schedule: str
+
+
+RELEASED = Defaults(110, 0.1, 0.01, 40, 128, "step")
+
+
+def add_method_arguments(parser: argparse.ArgumentParser, k_type: Callable[[str], int]) -> None:
+    """The method, and the settings of single methods."""
+    add = parser.add_argument
+    # fmt: off
+    add("--method", choices=list(METHODS), default="spottune",
+        help="; ".join(f"{row.name}: {row.title}" for row in METHODS.values()))
+    add("--k", type=k_type, default=3, help="blocks that lastk, bn_lastk or globalk fine-tunes")
+    add("--l2sp_alpha", type=non_negative_float, default=0.1,
+        help="l2sp: penalty on the distance from the pretrained weights")
+    add("--l2sp_beta", type=non_negative_float, default=0.01,
+        help="l2sp: penalty on the new classifier")
+    add("--lambda_k", type=non_negative_float, default=1.0,
+        help="globalk: weight of (number of fine-tuned blocks - k)^2")
+    add("--lambda_e", type=non_negative_float, default=1.0,
+        help="globalk: weight of the entropy of the blocks' shares")
+    add("--temperature", type=positive_float, default=TEMPERATURE, metavar="T",
+        help="of Gumbel-softmax")
+    add("--final_temperature", type=positive_float, metavar="T",
+        help="of the last epoch, reached by equal steps; unset: as --temperature")
+    add("--kept_norm", choices=KEPT_NORMS, default="train",
+        help="BatchNorm of kept blocks: it trains in the released code; the paper freezes kept "
+             "blocks")
+    # fmt: on
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
+    """How the target tasks are trained. Beyond the released recipe, all is off by default."""
+    add = parser.add_argument
+    # fmt: off
+    add("--nb_epochs", type=positive_int, default=defaults.nb_epochs,
+        help="epochs on each target task")
+    add("--lr", type=positive_float, default=defaults.lr,
+        help="initial learning rate of the network")
+    add("--lr_agent", type=positive_float, default=defaults.lr_agent,
+        help="the same of the policy network")
+    add("--step1", type=positive_int, default=defaults.step1, metavar="EPOCH",
+        help="both learning rates drop tenfold after so many epochs")
+    add("--step2", type=positive_int, metavar="EPOCH",
+        help="and again (the released code names 60, but never drops there)")
+    add("--step3", type=positive_int, metavar="EPOCH", help="and again (the released code: 80)")
+    add("--schedule", choices=SCHEDULES, default=defaults.schedule,
+        help="of both learning rates: step, as released, or cosine, which falls to 0 and has no "
+             "use for the steps")
+    add("--warmup", type=non_negative_float, default=0.0, metavar="EPOCHS",
+        help="in which the learning rates rise from 0")
+    add("--optimizer", choices=OPTIMIZERS, default="sgd",
+        help="sgd with momentum, as released, or adamw, which needs much smaller learning rates")
+    add("--label_smoothing", type=share, default=0.0, help="of the cross-entropy in training")
+    add("--grad_clip", type=non_negative_float, default=0.0, metavar="NORM",
+        help="largest norm of all gradients together; 0: any")
+    add("--balance", choices=BALANCES, default="none",
+        help="for classes of unequal size: loss weighs the cross-entropy, sampling draws each "
+             "class equally often")
+    add("--images_per_class", type=non_negative_int, default=0, metavar="N",
+        help="train on at most so many images of each class, chosen by --seed; 0: all")
+    add("--train_share", type=share, default=1.0,
+        help="train on this share of each class, chosen by --seed")
+    add("--keep", choices=["last", "best"], default="last",
+        help="best: also keep the checkpoint of the epoch with the best val accuracy")
+    add("--batch_size", type=positive_int, default=defaults.batch_size, help="images per step")
+    # fmt: on
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """How a run proceeds; but for --compile and --threads, without any influence on its result."""
+    add = parser.add_argument
+    # fmt: off
+    add("--compile", action="store_true",
+        help="train through torch.compile with CUDA graphs; for GPUs, pays from some minutes on")
+    add("--eval_every", type=positive_int, default=1, metavar="N",
+        help="evaluate on val every N epochs, and after the last")
+    add("--checkpoint_minutes", type=positive_float, default=10.0, metavar="MINUTES",
+        help="save inside an epoch too, after so many minutes")
+    add("--jobs", type=positive_int, metavar="N",
+        help="tasks that are trained side by side, each as a process on a GPU of its own; unset: "
+             "as many as there are visible GPUs, or one")
+    add("--retries", type=non_negative_int, default=2, metavar="N",
+        help="how often a task whose process dies is started again from its checkpoint, with "
+             "several --jobs")
+    add("--threads", type=positive_int, metavar="N",
+        help="CPU threads of each process; unset: as many as PyTorch takes, divided by the jobs. "
+             "On a CPU, bits are equal for equal numbers of threads only")
+    add("--is_job", action="store_true", help=argparse.SUPPRESS)  # set for the processes of --jobs
+    # fmt: on
+
+
+def recipe_of(
+    method: str,
+    compute: Compute,
+    nb_epochs: int,
+    step1: int | None,
+    step2: int | None,
+    step3: int | None,
+    temperature: float,
+    final_temperature: float | None,
+    keep: str,
+    policy: str | None,
+    **same: object,
+) -> Recipe:
+    """What the flags named in RECIPE_FLAGS say."""
+    return Recipe(
+        epochs=nb_epochs,
+        milestones=tuple(step for step in (step1, step2, step3) if step),
+        temperature=temperature,
+        final_temperature=final_temperature or temperature,
+        keep_best=keep == "best",
+        policy=choose_policy(METHODS[method].policies, policy),
+        precision=compute.precision,
+        compiled=compute.compiled,
+        **same,
+    )

@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file each, written whole or not at all.
 
-    tensors    weights.NAME, as in the method's state dict; momenta.NAME, of each trained parameter;
-               sums.NAME, of an epoch left in the middle (see EpochSums in engine/step.py)
+    tensors    weights.NAME, as in the method's state dict; momenta.NAME, of each trained parameter
+               (AdamW's: momenta.exp_avg.NAME, exp_avg_sq, step); sums.NAME, of an epoch left in
+               the middle (see EpochSums in engine/step.py)
     metadata   "spottune": all else that a Checkpoint holds, as JSON
                "sha256": over this text and all tensors, since safetensors notices no flipped bits
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from decathlon import TASK_BY_NAME
 from engine.records import RECORDED
-from engine.settings import Settings
+from engine.settings import RESNET26, Settings
 from methods.registry import BUILDERS, build_method
 from models.resnet26 import resnet26
 from runtime.errors import SpotTuneError, brief
@@ -29,8 +30,12 @@ from weights.malformed import MALFORMED
 from weights.tensor_file import as_bytes, from_bytes
 
 FORMAT = "spottune-decathlon-3"
+SLOTS = {  # what an optimiser keeps of each parameter
+    torch.optim.SGD: ("momentum_buffer",),
+    torch.optim.AdamW: ("exp_avg", "exp_avg_sq", "step"),
+}
 DTYPES = (torch.float32, torch.int64)
-LISTS = ("_share", "_per_image")  # endings of the names of a record's lists
+LISTS = ("_share", "_per_image", "_recall")  # endings of the names of a record's lists
 REMOVE = "Remove it to train the task again"
 
 
@@ -44,6 +49,11 @@ def previous_file(path: Path) -> Path:
     return path.with_suffix(".previous.safetensors")
 
 
+def best_file(path: Path) -> Path:
+    """Where --keep best keeps the epoch with the best val accuracy of the run at `path`."""
+    return path.with_suffix(".best.safetensors")
+
+
 def compact_file(ckpdir: Path, task: str) -> Path:
     """Where Global-k leaves a network with one copy of each block."""
     return ckpdir / task / "compact.safetensors"
@@ -55,15 +65,15 @@ class Checkpoint:
 
     task: str
     kind: str  # of method, see methods/registry.py
-    categories: list[int]  # category ids, by label
+    categories: list[int] | list[str]  # by label: category ids, or the names of folders
     settings: Settings
     weights: Mapping[str, Tensor]  # of the method: networks and policy network
-    momenta: Mapping[str, Tensor]  # by parameter; SGD keeps nothing else
+    momenta: Mapping[str, Tensor]  # what the optimisers keep: see SLOTS
     history: list[dict]  # one record per epoch
     unfinished: Mapping[str, Tensor | float] | None = None  # sums of an epoch left in the middle
 
-    def save(self, path: Path) -> None:
-        """Put the checkpoint in the place of `path`, whole or not at all; keep the one before."""
+    def as_bytes(self) -> bytes:
+        """The content of a checkpoint's file."""
         unfinished = self.unfinished or {}
         sums = {name: value for name, value in unfinished.items() if isinstance(value, Tensor)}
         rest = {
@@ -77,7 +87,11 @@ class Checkpoint:
         }
         parts = {"weights": self.weights, "momenta": self.momenta, "sums": sums}
         tensors = {f"{part}.{name}": parts[part][name] for part in parts for name in parts[part]}
-        whole = as_bytes(json.dumps(rest), tensors)
+        return as_bytes(json.dumps(rest), tensors)
+
+    def save(self, path: Path) -> None:
+        """Put the checkpoint in the place of `path`, whole or not at all; keep the one before."""
+        whole = self.as_bytes()
         if path.exists():
             keep_copy(path, previous_file(path))
         write_whole(path, whole)
@@ -131,9 +145,14 @@ class Checkpoint:
         return method
 
     def _untrained(self) -> nn.Module:
-        settings = self.settings
-        net = resnet26(len(self.categories), settings.width)
-        return build_method(self.kind, net, settings.width, settings.options)
+        settings, num_classes = self.settings, len(self.categories)
+        if settings.backbone == RESNET26:
+            net = resnet26(num_classes, settings.width)
+        else:
+            from weights.backbone_weights import NONE, load_backbone  # a slow import
+
+            net, _ = load_backbone(settings.backbone, num_classes, NONE, settings.crop)
+        return build_method(self.kind, net, settings.width, settings.options, settings.branches)
 
     def load_into(self, method: nn.Module, path: Path) -> None:
         """Copy the weights into `method` by name; SpotTuneError unless all of them fit."""
@@ -154,31 +173,44 @@ class Checkpoint:
         """
         names = {parameter: name for name, parameter in method.named_parameters()}
         trained = {
-            names[parameter]: (parameter, optimizer.state)
+            _key(slot, names[parameter]): (slot, parameter, optimizer)
             for optimizer in optimizers
             for group in optimizer.param_groups
             for parameter in group["params"]
+            for slot in SLOTS[type(optimizer)]
         }
-        shapes = {name: parameter.shape for name, (parameter, _) in trained.items()}
-        if shapes != {name: momentum.shape for name, momentum in self.momenta.items()}:
+        shapes = {
+            key: torch.Size() if slot == "step" else parameter.shape
+            for key, (slot, parameter, _) in trained.items()
+        }
+        if shapes != {key: momentum.shape for key, momentum in self.momenta.items()}:
             raise SpotTuneError(
                 f"{path}: its momenta are not those of the parameters that the {self.kind} method "
                 f"trains. {REMOVE}"
             )
-        for name, (parameter, state) in trained.items():
-            # In the parameter's memory layout, since the fused SGD pairs numbers by position.
-            momentum = torch.empty_like(parameter).copy_(self.momenta[name])
-            state[parameter]["momentum_buffer"] = momentum
+        for key, (slot, parameter, optimizer) in trained.items():
+            if slot == "step":
+                device = parameter.device if optimizer.defaults["fused"] else "cpu"
+                value = self.momenta[key].to(device, copy=True)
+            else:  # in the parameter's memory layout: fused updates pair numbers by position
+                value = torch.empty_like(parameter).copy_(self.momenta[key])
+            optimizer.state[parameter][slot] = value
 
 
 def momenta_of(method: nn.Module, optimizers: Sequence) -> dict[str, Tensor]:
-    """The momenta of the parameters that have made a step, by the parameters' names."""
+    """What the optimisers keep of each parameter that has made a step, by the parameters' names."""
     names = {parameter: name for name, parameter in method.named_parameters()}
     return {
-        names[parameter]: state["momentum_buffer"]
+        _key(slot, names[parameter]): state[slot]
         for optimizer in optimizers
         for parameter, state in optimizer.state.items()
+        for slot in SLOTS[type(optimizer)]
     }
+
+
+def _key(slot: str, name: str) -> str:
+    """E.g. "net.head.linear.weight" for SGD's momentum, "exp_avg.net.head.linear.weight"."""
+    return name if slot == "momentum_buffer" else f"{slot}.{name}"
 
 
 @dataclass(frozen=True)
@@ -240,10 +272,12 @@ def _parsed(data: bytes) -> Checkpoint:
 
 def _check_types(rest: Mapping) -> None:
     """Raise an error if a field does not have the type that its users expect."""
-    if rest["task"] not in TASK_BY_NAME or rest["kind"] not in BUILDERS:
+    is_decathlon = rest["settings"].backbone == RESNET26
+    is_named = rest["task"] in TASK_BY_NAME if is_decathlon else type(rest["task"]) is str
+    if not is_named or rest["kind"] not in BUILDERS:
         raise ValueError("its task or its kind of method is unknown")
-    if {*map(type, rest["categories"])} != {int}:
-        raise TypeError("its categories are no list of whole numbers")
+    if {*map(type, rest["categories"])} != {int if is_decathlon else str}:
+        raise TypeError("its categories are no list of whole numbers, or of names of own classes")
     if type(rest["history"]) is not list:
         raise TypeError("its history is no list")
     first = 1 if rest["settings"].epochs else 0  # epoch 0 evaluates weights from a file
@@ -256,10 +290,11 @@ def _check_types(rest: Mapping) -> None:
 
 
 def _is_figure(name: str, value: object) -> bool:
-    """Whether a field of a record is None, a number, or a list of numbers, as its name says."""
+    """Whether a field of a record is None, a number, or a list of these, as its name says."""
     if value is None or name.endswith(LISTS) != (type(value) is list):
         return value is None
     values = value if type(value) is list else [value]
     return all(
-        type(each) in (float, bool) or type(each) is int and abs(each) < 2**63 for each in values
+        each is None or type(each) in (float, bool) or type(each) is int and abs(each) < 2**63
+        for each in values
     )

@@ -1,7 +1,7 @@
 """Prediction: classes, losses and decisions for all images of a split, and their averages."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from gumbel_softmax import added_at_test_time
 from image_cache.batches import TaskData
 from image_cache.packed import PackedImages
-from runtime.devices import Compute, is_out_of_memory, to_device
-from runtime.errors import SpotTuneError
+from runtime.devices import Compute, to_device
+from runtime.errors import SpotTuneError, is_out_of_memory
 from runtime.progress import say
 from runtime.randomness import generator
 
@@ -24,6 +24,9 @@ class Predictions:
     labels: np.ndarray  # N predicted classes
     losses: np.ndarray  # N cross-entropies; nan where the true label is not known
     decisions: np.ndarray  # N x L bool, True = fine-tuned copy
+    # Only where details were asked for:
+    runners_up: np.ndarray | None = None  # N classes
+    probabilities: np.ndarray | None = None  # N x 2: of the predicted class, of the runner-up
 
 
 @torch.no_grad()
@@ -36,16 +39,17 @@ def predict(
     compute: Compute,
     label: str,
     after_batch: Callable[[], None] = lambda: None,
+    details: bool = False,
 ) -> Predictions:
     """Classes of all images; `policy` as in gumbel_softmax.py, ignored for a plain network.
 
     The released code always draws, unseeded, so that its predictions change from run to run.
-    `after_batch` may raise to leave.
+    `after_batch` may raise to leave. `details`: with probabilities and runners-up.
     """
     evaluator = InPieces(method.eval().evaluator(), compute)
     draw = generator("gumbel", "test", *seed)
     noise = added_at_test_time(policy, len(data.images), method.num_blocks, draw)
-    labels, losses, decisions = [], [], []
+    labels, losses, decisions, likeliest = [], [], [], []
     for batch in data.evaluation_batches(batch_size, label):
         noise_NL2 = to_device(noise[batch.positions], compute.device)
         for scores_NK, decisions_NL, part in evaluator(batch.images_N3HW, noise_NL2):
@@ -53,13 +57,22 @@ def predict(
             losses.append(_losses(scores_NK, batch.labels_N[part]))
             if decisions_NL is not None:
                 decisions.append(decisions_NL.bool())
+            if details:
+                likeliest.append(scores_NK.softmax(dim=1).topk(2))
         after_batch()
     no_decisions = np.zeros((len(data.images), 0), dtype=bool)
     return Predictions(
         labels=torch.cat(labels).cpu().numpy(),
         losses=torch.cat(losses).cpu().numpy(),
         decisions=torch.cat(decisions).cpu().numpy() if decisions else no_decisions,
+        runners_up=_joined(part.indices[:, 1] for part in likeliest),
+        probabilities=_joined(part.values for part in likeliest),
     )
+
+
+def _joined(parts: Iterable[Tensor]) -> np.ndarray | None:
+    parts = list(parts)
+    return torch.cat(parts).cpu().numpy() if parts else None
 
 
 class InPieces:
@@ -113,6 +126,7 @@ class Tested:
     fine_tuned_share: list[float]  # of images, per block; empty for a network without decisions
     blocks_per_image: list[int]  # images that fine-tune 0, 1, ... L blocks
     distinct_policies: int  # different rows of decisions
+    of_classes: dict = field(default_factory=dict)  # see class_figures; only of own pictures
 
 
 def summarise(predictions: Predictions, images: PackedImages) -> Tested:
@@ -127,3 +141,24 @@ def summarise(predictions: Predictions, images: PackedImages) -> Tested:
         blocks_per_image=counts.tolist() if num_blocks else [],
         distinct_policies=len(np.unique(decisions_NL, axis=0)) if num_blocks else 0,
     )
+
+
+def class_figures(predictions: Predictions, labels: np.ndarray, num_classes: int) -> dict:
+    """Mean recall in percent, each class's recall, and for two classes the AUC.
+
+    The recall of a class without images is None. AUC: the share of pairs of images of both classes
+    in which the one of the second class gets the larger probability of it; a tie counts half.
+    """
+    right = predictions.labels == labels
+    recalls = [
+        100 * float(right[labels == label].mean()) if (labels == label).any() else None
+        for label in range(num_classes)
+    ]
+    known = [recall for recall in recalls if recall is not None]
+    figures = {"balanced_accuracy": sum(known) / len(known), "class_recall": recalls}
+    if num_classes == 2 and len(known) == 2:
+        answered = predictions.probabilities[:, 0].astype(np.float64)
+        second = np.where(predictions.labels == 1, answered, 1 - answered)
+        away = second[labels == 1][:, None] - second[labels == 0][None, :]
+        figures["auc"] = float((away > 0).mean() + (away == 0).mean() / 2)
+    return figures

@@ -6,13 +6,17 @@ between the two never shows an epoch twice.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.answers import VAL_ANSWERS, write_answers
 from engine.checkpoints import REMOVE
-from engine.evaluation import Tested, predict, summarise
+from engine.evaluation import Tested, class_figures, predict, summarise
 from engine.records import (
     epoch_record,
     summary,
@@ -21,7 +25,16 @@ from engine.records import (
     write_surroundings,
 )
 from engine.run import Run
-from engine.step import REMEDY, EpochSums, Trainer, lr_multiplier, num_steps, train_epoch
+from engine.settings import Settings
+from engine.step import (
+    REMEDY,
+    EpochSums,
+    Trainer,
+    num_steps,
+    rate_multiplier,
+    temperature_in,
+    train_epoch,
+)
 from image_cache.batches import TaskData
 from methods.optimizers import Rates
 from runtime.devices import Compute
@@ -54,9 +67,10 @@ def fit(
     together only the first evaluates and writes.
     """
     settings, group = run.settings, compute.group
+    rates = Rates(settings.lr, settings.lr_agent, settings.weight_decay, settings.optimizer)
     trainer = Trainer(
-        method, Rates(settings.lr, settings.lr_agent, settings.weight_decay), compute,
-        settings.batch_size,
+        method, rates, compute, settings.batch_size, cross_entropy_of(settings, train_data),
+        settings.grad_clip,
     )  # fmt: skip
     sums = EpochSums.zero(method.num_blocks, compute.device)
     steps = num_steps(len(train_data.images), settings.batch_size)
@@ -73,11 +87,11 @@ def fit(
         while len(history) < settings.epochs:
             epoch, is_last = len(history), len(history) + 1 == settings.epochs
             label = f"{run.task} epoch {epoch + 1}/{settings.epochs}"
-            multiplier = lr_multiplier(epoch, settings.milestones)
-            set_learning_rates(trainer.optimizers, (settings.lr, settings.lr_agent), multiplier)
+            trainer.method.temperature = temperature_in(settings, epoch)
+            before_step = partial(set_learning_rates, trainer.optimizers, settings, steps, epoch)
             try:
                 seed = (settings.seed, run.task, epoch)
-                for _ in train_epoch(trainer, train_data, seed, label, sums):
+                for _ in train_epoch(trainer, train_data, seed, label, sums, before_step):
                     stop.raise_if_asked(group.agree)
                     estimate.after_step()
                     if time.monotonic() - saved_at >= pace.checkpoint_seconds:
@@ -89,13 +103,13 @@ def fit(
                 if is_due and group.is_first:
                     # The other processes wait meanwhile; they hear of a stop after the epoch.
                     after_batch = stop.raise_if_asked if group.size == 1 else (lambda: None)
-                    policies = trainer.method.policies if is_last else ()
-                    tested = evaluate(run, trainer.method, val_data, compute, policies, after_batch)
+                    tested = evaluate(run, trainer.method, val_data, compute, is_last, after_batch)
             except Stopped:
                 save(run, trainer, history, label, unfinished=sums)
                 say(f"{label}: saved after step {sums.steps}")
                 raise
             trained = sums.averages(len(train_data.images))
+            multiplier = rate_multiplier(settings, epoch, 0, steps)
             record = epoch_record(epoch, settings, multiplier, trained, tested)
             record["seconds"] = round(sums.seconds, 3)
             record["images_per_second"] = round(len(train_data.images) / sums.seconds, 1)
@@ -208,29 +222,54 @@ def evaluate(
     method: nn.Module,
     val_data: TaskData,
     compute: Compute,
-    policies: Sequence[str] = (),
+    is_last: bool = False,
     after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, Tested]:
     """Loss, accuracy and decisions on the val images under the run's test-time policy.
 
-    And under `policies`, if any: then decisions.json is written too. Drawn decisions are those of
-    submit_val.py with the same seed.
+    If the epoch `is_last`, under all that the method knows; then decisions.json is written, or
+    val_answers.csv for own pictures. Drawn decisions are those of submit_val.py with the same seed.
     """
-    settings, images = run.settings, val_data.images
+    settings, images, names = run.settings, val_data.images, val_data.names
     seed, label = (settings.seed, run.task, "val"), f"{run.task} val"
+    policies = method.policies if is_last else ()
     tested = {}
     for policy in dict.fromkeys((settings.policy, *policies)):
         predictions = predict(
-            method, val_data, settings.batch_size, policy, seed, compute, label, after_batch
-        )
+            method, val_data, settings.batch_size, policy, seed, compute, label, after_batch,
+            details=names is not None,
+        )  # fmt: skip
         tested[policy] = summarise(predictions, images)
-        if policies and policy == settings.policy:
+        if names is not None:
+            figures = class_figures(predictions, images.labels, len(run.categories))
+            tested[policy] = replace(tested[policy], of_classes=figures)
+        if policy != settings.policy or not is_last:
+            continue
+        if names is not None:
+            truth = [run.categories[label] for label in images.labels]
+            write_answers(run.folder / VAL_ANSWERS, names, run.categories, predictions, truth)
+        elif policies:
             write_decisions(run.folder, images.image_ids, run.categories, predictions)
     return tested
 
 
-def set_learning_rates(optimizers: Sequence, rates: tuple[float, float], multiplier: float) -> None:
+def cross_entropy_of(settings: Settings, data: TaskData) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss in training: plain, smoothed, or weighted so that all classes count alike."""
+    weight = None
+    if settings.balance == "loss":
+        counts = np.bincount(data.images.labels, minlength=len(data.images.categories))
+        weight = torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)
+        weight = weight.to(data.device)
+    if weight is None and not settings.label_smoothing:
+        return F.cross_entropy
+    return partial(F.cross_entropy, weight=weight, label_smoothing=settings.label_smoothing)
+
+
+def set_learning_rates(
+    optimizers: Sequence, settings: Settings, steps: int, epoch: int, step: int
+) -> None:
     """The network's optimiser comes first, the policy network's second, where there is one."""
-    for optimizer, rate in zip(optimizers, rates, strict=False):
+    multiplier = rate_multiplier(settings, epoch, step, steps)
+    for optimizer, rate in zip(optimizers, (settings.lr, settings.lr_agent), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = rate * multiplier

@@ -71,9 +71,11 @@ def epoch_record(
 
 def val_fields(tested: Tested | None, seen_in_training: bool) -> dict:
     """The val part of a record; None if the epoch was not evaluated."""
-    names = [field.name for field in fields(Tested)]
-    figures = {f"val_{name}": tested and getattr(tested, name) for name in names}
-    return {**figures, "val_seen_in_training": seen_in_training}
+    names = [field.name for field in fields(Tested) if field.name != "of_classes"]
+    figures = {name: tested and getattr(tested, name) for name in names}
+    figures |= tested.of_classes if tested else {}
+    named = {f"val_{name}": figure for name, figure in figures.items()}
+    return {**named, "val_seen_in_training": seen_in_training}
 
 
 def write_decisions(
@@ -199,7 +201,7 @@ def environment(compute: Compute) -> dict[str, object]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "device": str(compute.device),
+        "device": compute.device.type,  # which one of several equal GPUs changes no bits
         "device_name": _device_name(compute.device),
         "precision": compute.precision,
         "threads": torch.get_num_threads(),

@@ -1,21 +1,37 @@
 """One run: a task, a method and settings, and the checkpoint and records in its folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from engine.checkpoints import Checkpoint, Latest, checkpoint_file, compact_file, momenta_of
+from engine.answers import VAL_ANSWERS
+from engine.checkpoints import (
+    Checkpoint,
+    Latest,
+    best_file,
+    checkpoint_file,
+    compact_file,
+    momenta_of,
+)
 from engine.records import DECISIONS, parameter_counts, write_cost, write_records
 from engine.settings import Settings
 from engine.step import EpochSums
 from image_cache.orders import View
 from methods.registry import COMPACT_KIND
 from runtime.errors import SpotTuneError, brief
+from runtime.files import write_whole
 from runtime.progress import say
 
+OF_LAST = (DECISIONS, VAL_ANSWERS)  # files that only a last epoch leaves
 HASHES_OF_DATA = {"data_sha256": "trained on", "val_sha256": "evaluated on"}  # among the settings
+
+
+def is_best(history: Sequence[Mapping]) -> bool:
+    """Whether the last epoch has a better val accuracy than all before it."""
+    *before, last = (record["val_accuracy"] for record in history)
+    return last is not None and all(each is None or last > each for each in before)
 
 
 @dataclass(frozen=True)
@@ -25,7 +41,7 @@ class Run:
     ckpdir: Path
     task: str
     kind: str
-    categories: list[int]
+    categories: list[int] | list[str]  # by label: category ids, or names of own classes
     settings: Settings
 
     @property
@@ -80,11 +96,15 @@ class Run:
         What an earlier last epoch left goes, if more epochs are to come.
         """
         if len(history) < self.settings.epochs:
-            for path in (compact_file(self.ckpdir, self.task), self.folder / DECISIONS):
+            of_last = (compact_file(self.ckpdir, self.task), *map(self.folder.joinpath, OF_LAST))
+            for path in of_last:
                 path.unlink(missing_ok=True)
         momenta = momenta_of(method, optimizers)
         sums = unfinished and unfinished.state_dict()
-        self.checkpoint(self.kind, method, momenta, history, sums).save(self.path)
+        checkpoint = self.checkpoint(self.kind, method, momenta, history, sums)
+        if self.settings.keep_best and sums is None and is_best(history):
+            write_whole(best_file(self.path), checkpoint.as_bytes())
+        checkpoint.save(self.path)
         write_records(self.folder, history)
 
     def save_compact(self, method: nn.Module, history: list[dict], view: View) -> None:

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
+from engine.settings import Settings
 from gumbel_softmax import gumbel_noise
 from image_cache.batches import TaskData
 from methods.optimizers import Rates
-from runtime.devices import Compute, is_out_of_memory, reading
+from runtime.devices import Compute, reading
 from runtime.distributed import ALONE, Group
-from runtime.errors import SpotTuneError
+from runtime.errors import SpotTuneError, is_out_of_memory
 from runtime.randomness import generator
 
 SHOWN_IMAGES = 8  # of a batch whose loss is not finite
@@ -29,6 +31,25 @@ REMEDY = "Try a smaller --lr, or --precision fp32"
 def lr_multiplier(epoch: int, milestones: Sequence[int]) -> float:
     """Ten times smaller after each milestone already reached; epochs count from 0."""
     return 0.1 ** sum(epoch >= milestone for milestone in milestones)
+
+
+def rate_multiplier(settings: Settings, epoch: int, step: int, steps: int) -> float:
+    """Of both learning rates, in step `step` of the `steps` of an epoch; both count from 0.
+
+    A warm-up is linear, and its last step has the full rate.
+    """
+    done, length = epoch + step / steps, settings.epochs - settings.warmup
+    if done < settings.warmup:
+        return (done + 1 / steps) / settings.warmup
+    if settings.schedule == "step":
+        return lr_multiplier(epoch, settings.milestones)
+    return (1 + math.cos(math.pi * (done - settings.warmup) / length)) / 2
+
+
+def temperature_in(settings: Settings, epoch: int) -> float:
+    """Of Gumbel-softmax: from the first temperature to the final one by equal steps."""
+    share = epoch / max(1, settings.epochs - 1)
+    return (1 - share) * settings.temperature + share * settings.final_temperature
 
 
 class NotFiniteError(ArithmeticError):
@@ -57,27 +78,32 @@ def train_step(
     optimizers: Sequence[torch.optim.Optimizer],
     group: Group = ALONE,
     scale: float = 1.0,
+    grad_clip: float = 0.0,
 ) -> Sums:
     """Update a method's networks on one batch; a single loss trains them all.
 
     `scale` makes the mean over the processes of `group`, whose parts of a batch may differ in
-    size, a mean over its images. Raises NotFiniteError before any update if a loss is not finite.
+    size, a mean over its images. `grad_clip`: the largest norm of all gradients together; 0: any.
+    Raises NotFiniteError before any update if a loss is not finite.
     """
+    for optimizer in optimizers:  # CUDA graphs use the memory of the last gradients again
+        optimizer.zero_grad()
     loss, penalty, scores_NK, decisions_NL = forward(images, labels, noise_NL2)
     whole_loss = scale * (loss + penalty)
     read_loss = reading(whole_loss)
-
-    for optimizer in optimizers:
-        optimizer.zero_grad()
     whole_loss.backward()
     if group.agree(not math.isfinite(read_loss())):
-        raise NotFiniteError(read_loss())
+        own = read_loss()  # may be finite, where another process has the images that are at fault
+        raise NotFiniteError("nan or infinite" if math.isfinite(own) else own)
+    if grad_clip:
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        clip_grad_norm_([each for group in groups for each in group["params"]], grad_clip)
     for optimizer in optimizers:
         optimizer.step()
 
     return Sums(
         loss=loss.detach() * len(labels),
-        penalty=torch.as_tensor(penalty, device=loss.device).detach() * len(labels),
+        penalty=_on_device_of(loss, penalty).detach() * len(labels),
         correct=(scores_NK.argmax(dim=1) == labels).sum(),
         fine_tuned_L=_fine_tuned_images(decisions_NL, images.device),
     )
@@ -90,20 +116,29 @@ class Trainer:
     of another size runs as it is: compiling again for it would take longer than it saves.
     """
 
-    def __init__(self, method: nn.Module, rates: Rates, compute: Compute, batch_size: int) -> None:
+    def __init__(
+        self,
+        method: nn.Module,
+        rates: Rates,
+        compute: Compute,
+        batch_size: int,
+        cross_entropy: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        grad_clip: float = 0.0,
+    ) -> None:
         method = method.to(compute.device, memory_format=torch.channels_last)
         self.method = compute.group.with_one_batch_norm(method)
         self.network = compute.group.joined(self.method)
         self.optimizers = method.optimizers(rates)
         self.compute = compute
         self.batch_size = batch_size
+        self.cross_entropy, self.grad_clip = cross_entropy, grad_clip
         self.compiled_forward = compute.compile(self.forward)
 
     def forward(self, images: Tensor, labels: Tensor, noise_NL2: Tensor) -> Forward:
         """Cross-entropy, the method's penalty, scores N x K and decisions N x L of a batch."""
         with self.compute.autocast():
             scores_NK, decisions_NL = self.network(images, noise_NL2)
-        loss = F.cross_entropy(scores_NK, labels)
+        loss = self.cross_entropy(scores_NK, labels)
         return loss, self.method.penalty(decisions_NL), scores_NK, decisions_NL
 
     def step(
@@ -118,7 +153,9 @@ class Trainer:
         scale = len(labels) * group.size / whole
         forward = self.compiled_forward if is_full else self.forward
         try:
-            return train_step(images, labels, noise_NL2, forward, self.optimizers, group, scale)
+            return train_step(
+                images, labels, noise_NL2, forward, self.optimizers, group, scale, self.grad_clip
+            )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -127,6 +164,11 @@ class Trainer:
                 f"images of {images.shape[2]} x {images.shape[3]} pixels. Give a smaller "
                 f"--batch_size (which changes the result), or a device with more memory"
             ) from error
+
+
+def _on_device_of(loss: Tensor, penalty: Tensor | float) -> Tensor:
+    """A number is filled in there: to copy it from the host would wait for the whole step."""
+    return penalty if isinstance(penalty, Tensor) else torch.full_like(loss, penalty)
 
 
 def _fine_tuned_images(decisions_NL: Tensor | None, device: torch.device) -> Tensor:
@@ -197,21 +239,28 @@ def num_steps(num_images: int, batch_size: int) -> int:
 
 
 def train_epoch(
-    trainer: Trainer, data: TaskData, seed: tuple[int | str, ...], label: str, sums: EpochSums
+    trainer: Trainer,
+    data: TaskData,
+    seed: tuple[int | str, ...],
+    label: str,
+    sums: EpochSums,
+    before_step: Callable[[int], None] = lambda step: None,
 ) -> Iterator[None]:
     """One pass over the shuffled images; the same `seed` (seed, task, epoch) gives the same pass.
 
     It begins where `sums` ends, adds to it, and yields after each step: then the caller may save
-    or leave. Raises SpotTuneError, naming the images, if a loss is not finite.
+    or leave. `before_step` is told the number of each step, from 0. Raises SpotTuneError, naming
+    the images, if a loss is not finite.
     """
     method, device = trainer.method.train(), trainer.compute.device
     noise = noise_for(method, len(data.images), *seed).to(device)
     before, start = sums.seconds, time.perf_counter()
     group = trainer.compute.group
     for batch in data.training_batches(trainer.batch_size, seed, label, sums.steps, group):
+        before_step(sums.steps)
         try:
             step = trainer.step(
-                batch.images_N3HW, batch.labels_N, noise[batch.positions], batch.whole
+                batch.images_N3HW, batch.labels_N, noise[batch.positions], len(batch.image_ids)
             )
         except NotFiniteError as error:
             shown = ", ".join(map(str, batch.image_ids[:SHOWN_IMAGES]))

@@ -5,7 +5,6 @@ starts from it on a target task.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,22 +12,23 @@ import torch
 
 from decathlon import SOURCE, DecathlonTask
 from engine.checkpoints import Checkpoint, Latest, checkpoint_file
-from engine.fit import Pace, evaluate, fit
+from engine.fit import Pace, evaluate
 from engine.records import val_fields, write_surroundings
 from engine.run import Run
 from engine.settings import TRAIN_SPLITS, Recipe, Settings, task_settings
+from engine.training import train
 from image_cache.batches import TaskData
 from image_cache.orders import View
 from image_cache.packed import DataFolders
+from image_cache.subsets import Subset, few
 from imdbfolder_coco import annotation_file, check_categories, load_images, require_labels, view_of
 from methods.baselines import PlainNetwork
-from methods.registry import SOURCE_KIND, build_method
+from methods.registry import SOURCE_KIND
 from models.resnet26 import ResNet, resnet26
 from runtime.devices import Compute
 from runtime.errors import SpotTuneError
 from runtime.locks import claimed
 from runtime.progress import say
-from runtime.randomness import seeded_globally
 from weights.source_weights import SourceWeights
 
 
@@ -42,13 +42,26 @@ class Workspace:
     compute: Compute
     pace: Pace
 
+    def settings(
+        self, task: DecathlonTask, kind: str, recipe: Recipe, source_sha256: str
+    ) -> Settings:
+        """The recipe and what is the task's own; `kind`: see methods/registry.py."""
+        mean, std = self.mean_std[task.name]
+        return task_settings(
+            kind, recipe, weight_decay=task.weight_decay, mean=tuple(mean), std=tuple(std),
+            source_sha256=source_sha256,
+        )  # fmt: skip
+
     def data(self, task: DecathlonTask, splits: Sequence[str], settings: Settings) -> TaskData:
         """The labelled images of a task's splits, as training sees them if one is "train"."""
         images = load_images(task, splits, self.folders, settings.resize)
         require_labels(images, task.name)
+        if "train" in splits and settings.subset != Subset():
+            images = images.chosen(few(images.labels, settings.subset, settings.seed, task.name))
         view = view_of(task, images, settings.resize, settings.crop, training="train" in splits)
         mean_std = (settings.mean, settings.std)
-        return TaskData(images, view, mean_std, self.compute.device)
+        balanced = settings.balance == "sampling"
+        return TaskData(images, view, mean_std, self.compute.device, balanced=balanced)
 
     def has(self, task: DecathlonTask, splits: Sequence[str]) -> bool:
         """Whether the task's images and annotations exist."""
@@ -127,8 +140,7 @@ def adopt_source(
     They are evaluated on val once, if that is `wanted` and the images are there. `found`: what lies
     in --ckpdir already.
     """
-    settings = replace(recipe, epochs=0)
-    settings = task_settings(SOURCE, SOURCE_KIND, settings, space.mean_std, weights.sha256)
+    settings = space.settings(SOURCE, SOURCE_KIND, replace(recipe, epochs=0), weights.sha256)
     categories = [SOURCE.first_category_id + label for label in range(weights.num_classes)]
     run = Run(space.ckpdir, SOURCE.name, SOURCE_KIND, categories, settings)
     if found is not None and not found.damage and not wanted:
@@ -194,31 +206,35 @@ def train_task(
     recipe: Recipe,
     weights: SourceWeights | None,
 ) -> list[dict]:
-    """Load data, initialise and train one task, whose folder this process holds; its history.
+    """Train one task of the Decathlon; without `weights` it starts from random ones."""
+    return train(DecathlonProblem(space, task, weights), kind, recipe, space)
 
-    `kind` of method: see methods/registry.py. Without `weights` it starts from random ones.
-    """
-    group = space.compute.group
-    with claimed(space.checkpoint(task).parent) if group.is_first else nullcontext():
-        source_sha256 = weights.sha256 if weights else ""
-        settings = task_settings(task, kind, recipe, space.mean_std, source_sha256)
-        with group.first_before_others():
-            train_data = space.data(task, TRAIN_SPLITS[settings.train_split], settings)
-            val_data = space.data(task, ("val",), settings)
+
+@dataclass(frozen=True)
+class DecathlonProblem:
+    """A task of the Decathlon, and the source weights to start from: see engine/training.py."""
+
+    space: Workspace
+    task: DecathlonTask
+    weights: SourceWeights | None
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    def settings(self, kind: str, recipe: Recipe) -> Settings:
+        source_sha256 = self.weights.sha256 if self.weights else ""
+        return self.space.settings(self.task, kind, recipe, source_sha256)
+
+    def data(self, settings: Settings) -> tuple[TaskData, TaskData, list[int]]:
+        train_data = self.space.data(self.task, TRAIN_SPLITS[settings.train_split], settings)
+        val_data = self.space.data(self.task, ("val",), settings)
         categories = train_data.images.categories.tolist()
-        check_categories(task.name, categories, val_data.images.categories.tolist())
-        with seeded_globally(settings.seed, task.name):
-            net = initial_network(weights, len(categories), settings.width)
-            method = build_method(kind, net, settings.width, settings.options)
-        settings = replace(
-            settings,
-            data_sha256=train_data.images.sha256(),
-            val_sha256=val_data.images.sha256(),
-        )
-        run = Run(space.ckpdir, task.name, kind, categories, settings)
-        return fit(run, method, train_data, val_data, space.compute, space.pace)
+        check_categories(self.name, categories, val_data.images.categories.tolist())
+        return train_data, val_data, categories
 
-
-def initial_network(weights: SourceWeights | None, num_classes: int, width: int) -> ResNet:
-    """The source network with a new classifier, or a network with random weights."""
-    return weights.transferred(num_classes, width) if weights else resnet26(num_classes, width)
+    def network(self, num_classes: int, settings: Settings) -> ResNet:
+        """The source network with a new classifier, or a network with random weights."""
+        if self.weights:
+            return self.weights.transferred(num_classes, settings.width)
+        return resnet26(num_classes, settings.width)

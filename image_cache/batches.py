@@ -29,15 +29,17 @@ class Batch:
 
     images_N3HW: Tensor
     labels_N: Tensor  # int64
-    image_ids: np.ndarray  # N
     positions: slice  # of these images in the epoch's order
-    whole: int  # images of the batch, including those of other processes
+    # Of the whole batch: other processes may have some of its images. Files' names of own pictures.
+    image_ids: np.ndarray
 
 
 class TaskData:
     """The images of a split, what the network sees of them, and their normalisation.
 
-    `mean_std`: red, green and blue from 0 to 1, three numbers each.
+    `mean_std`: red, green and blue from 0 to 1, three numbers each. `names`: of the files, of own
+    pictures. `balanced`: in training all classes come equally often; images then repeat. `share`:
+    of a GPU's free memory that the pixels may take; with 0 they stay on the host.
     """
 
     def __init__(
@@ -46,18 +48,23 @@ class TaskData:
         view: View,
         mean_std: tuple[Sequence[float], Sequence[float]],
         device: torch.device,
+        share: float = SHARE_OF_FREE_MEMORY,
+        names: Sequence[str] | None = None,
+        balanced: bool = False,
     ) -> None:
-        self.images, self.view, self.device = images, view, device
+        self.images, self.view, self.device, self.share = images, view, device, share
+        self.names, self.balanced = names, balanced
         self._mean, self._std = (
             torch.tensor(figures, device=device).view(3, 1, 1) for figures in mean_std
         )
         self._resident: Tensor | None = None  # all pixels, once they lie on a GPU
+        self._is_undecided = device.type == "cuda"  # whether they will
 
     def training_batches(
         self, batch_size: int, seed: tuple[int | str, ...], label: str, first: int, group: Group
     ) -> Iterator[Batch]:
         """A shuffled epoch from batch `first` on; the same `seed`, the same batches."""
-        order = training_order(self.images, self.view, *seed)
+        order = training_order(self.images, self.view, *seed, balanced=self.balanced)
         return self._batches(order, batch_size, label, first, group)
 
     def evaluation_batches(self, batch_size: int, label: str) -> Iterator[Batch]:
@@ -72,6 +79,7 @@ class TaskData:
         The processes of a `group` share the images of a batch in turn; a last batch with fewer
         images than processes is left out.
         """
+        ids = self.images.image_ids if self.names is None else np.array(self.names)
         count = len(order.indices)
         starts = range(first * batch_size, count, batch_size)
         for start in track(starts, -(-count // batch_size), label, first=first):
@@ -79,14 +87,12 @@ class TaskData:
             if end - start < group.size:
                 break
             part = slice(start + group.rank, end, group.size)
-            index = order.indices[part]
-            labels = torch.from_numpy(self.images.labels[index])
+            labels = torch.from_numpy(self.images.labels[order.indices[part]])
             yield Batch(
                 images_N3HW=self._normalised(self.windows(order, part)),
                 labels_N=to_device(labels, self.device),
-                image_ids=self.images.image_ids[index],
                 positions=part,
-                whole=end - start,
+                image_ids=ids[order.indices[start:end]],
             )
 
     def windows(self, order: EpochOrder, part: slice) -> Tensor:
@@ -95,7 +101,7 @@ class TaskData:
         where = (order.indices[part], order.tops[part], order.lefts[part], height, width)
         if self.view.is_resized:
             windows = to_device(self._resized(order, part), self.device)
-        elif self._fits_on_device():
+        elif self._is_on_device():
             windows = self._cut_on_device(*where)
         else:
             windows = to_device(torch.from_numpy(self.images.crops(*where)), self.device)
@@ -126,14 +132,14 @@ class TaskData:
         images_N3HW = windows_NHW3.permute(0, 3, 1, 2)
         return images_N3HW.float().div_(255).sub_(self._mean).div_(self._std)
 
-    def _fits_on_device(self) -> bool:
-        if self._resident is not None or self.device.type != "cuda":
-            return self._resident is not None
-        free, _ = torch.cuda.mem_get_info(self.device)
-        if self.images.num_bytes > SHARE_OF_FREE_MEMORY * free:
-            return False
-        self.put_on_device()
-        return True
+    def _is_on_device(self) -> bool:
+        """Whether all pixels lie on the device: decided at the first batch, since asking waits."""
+        if self._is_undecided:
+            self._is_undecided = False
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if self.images.num_bytes <= self.share * free:
+                self.put_on_device()
+        return self._resident is not None
 
     def put_on_device(self) -> None:
         """Copy all pixels to the device, in pieces: the host holds one of them at a time."""

@@ -44,13 +44,20 @@ class EpochOrder:
     widths: np.ndarray | None = None
 
 
-def training_order(images: PackedImages, view: View, *seed: int | str) -> EpochOrder:
+def training_order(
+    images: PackedImages, view: View, *seed: int | str, balanced: bool = False
+) -> EpochOrder:
     """A shuffled epoch, with random crops and flips if `view` has them.
 
     `seed` is e.g. (0, "svhn", epoch); the same parts give the same order, crops and flips.
+    `balanced`: as many images, drawn so that each class is equally likely.
     """
-    count = len(images)
-    indices = torch.randperm(count, generator=generator("order", *seed)).numpy()
+    count, draw = len(images), generator("order", *seed)
+    if balanced:
+        shares = torch.from_numpy(1 / np.bincount(images.labels)[images.labels])
+        indices = torch.multinomial(shares, count, replacement=True, generator=draw).numpy()
+    else:
+        indices = torch.randperm(count, generator=draw).numpy()
     flips = torch.rand(count, generator=generator("flips", *seed)).numpy() < 0.5
     if view.is_resized:
         boxes = _random_boxes(images, view, indices, *seed)

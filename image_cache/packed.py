@@ -29,12 +29,10 @@ from typing import IO
 import numpy as np
 
 from image_cache.decoding import Reading, write_pixels
-from runtime.errors import SpotTuneError
+from runtime.errors import MISFITS, SpotTuneError
 from runtime.files import replacing
 from runtime.progress import say, track
 
-# What reading a damaged index raises.
-MISFITS = (struct.error, ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
 MAGIC = b"SPOTPACK"
 VERSION = 2
 HEADER = struct.Struct("<8sQQI36x")  # 64 bytes
@@ -98,10 +96,24 @@ class PackedImages:
         index = [records for part in parts for records in part._index]
         return cls(pixels, index, parts[0].categories)
 
+    @classmethod
+    def of_arrays(cls, pixels: Sequence[np.ndarray], num_classes: int) -> "PackedImages":
+        """Images H x W x 3 uint8 in memory, without labels; their ids count from 0."""
+        index = np.zeros(len(pixels), dtype=INDEX)
+        index["image_id"], index["label"] = np.arange(len(pixels)), -1
+        place(index, np.array([image.shape[:2] for image in pixels], dtype=np.int64))
+        header = np.zeros(HEADER.size, dtype=np.uint8)
+        flat = np.concatenate([header, *(image.reshape(-1) for image in pixels)])
+        return cls([flat], [index], np.arange(num_classes))
+
     def chosen(self, places: Sequence[int]) -> "PackedImages":
-        """Some of the images of one packed file, in this order."""
-        (pixels,), (index,) = self.parts, self._index
-        return PackedImages([pixels], [index[places]], self.categories)
+        """Some of the images; `places` ascend."""
+        begins = np.cumsum([0, *map(len, self._index)])
+        parts = [
+            records[[place - begin for place in places if begin <= place < begin + len(records)]]
+            for records, begin in zip(self._index, begins, strict=False)
+        ]
+        return PackedImages(self.parts, parts, self.categories)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -131,7 +143,9 @@ class PackedImages:
             chosen = part_of == part
             if chosen.any():
                 rows_here = rows[chosen] - self._part_begins[part]
-                out[chosen] = _runs_of_bytes(pixels, 3 * width)[rows_here]
+                # Row i is pixels[i : i + 3 * width]: a view, so one gather copies whole rows.
+                runs = np.lib.stride_tricks.sliding_window_view(pixels, 3 * width)
+                out[chosen] = runs[rows_here]
         return out.reshape(len(indices), height, width, 3)
 
     def row_places(
@@ -145,11 +159,6 @@ class PackedImages:
             raise IndexError(f"a window of {height} x {width} pixels reaches outside its image")
         first_row = self._places[indices] + 3 * (tops * image_widths + lefts)
         return first_row[:, None] + 3 * image_widths[:, None] * np.arange(height)
-
-
-def _runs_of_bytes(flat: np.ndarray, length: int) -> np.ndarray:
-    """Row i is flat[i : i + length]: a view, so that one gather copies whole rows of pixels."""
-    return np.lib.stride_tricks.sliding_window_view(flat, length)
 
 
 def open_pack(path: Path, origin: str, datadir: Path, side: int) -> PackedImages | None:
@@ -185,11 +194,7 @@ def write_pack(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as stream:
-            index = new_index(annotations)
-            stream.write(bytes(HEADER.size))
-            sizes = write_pixels(stream, annotations.file_names, datadir, reading)
-            set_sizes(index, track(sizes, len(index), f"packing {path.stem}", unit="image"))
-            finish(stream, index, facts)
+            _write(stream, annotations, facts, datadir, reading, f"packing {path.stem}")
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
@@ -198,6 +203,36 @@ def write_pack(
             f"another folder with --cachedir"
         ) from error
     return _map(path, origin, datadir, reading.side)
+
+
+def _write(
+    stream: IO[bytes],
+    annotations: Annotations,
+    facts: dict[str, object],
+    datadir: Path,
+    reading: Reading,
+    label: str,
+) -> None:
+    """Pixels, index and facts, and at last the header, which tells where they are."""
+    names = annotations.file_names
+    index = np.zeros(len(names), dtype=INDEX)
+    index["image_id"], index["label"] = annotations.image_ids, annotations.labels
+    stream.write(bytes(HEADER.size))
+    sizes = track(write_pixels(stream, names, datadir, reading), len(names), label, "image")
+    sizes = np.fromiter(sizes, np.dtype((np.int64, 2)), len(names))
+    place(index, sizes)
+    tail = struct.pack("<Q", len(index)) + index.tobytes() + json.dumps(facts).encode()
+    index_offset = stream.tell()
+    stream.write(tail)
+    stream.seek(0)
+    stream.write(HEADER.pack(MAGIC, index_offset, index_offset + len(tail), zlib.crc32(tail)))
+
+
+def place(index: np.ndarray, sizes: np.ndarray) -> None:
+    """Put heights and widths, N x 2, into the index, and where each image begins."""
+    index["height"], index["width"] = sizes.T
+    lengths = 3 * sizes.prod(axis=1)
+    index["offset"] = HEADER.size + lengths.cumsum() - lengths
 
 
 def fingerprint(datadir: Path, folders: Iterable[str]) -> str:
@@ -260,31 +295,6 @@ def _makes_sense(index: np.ndarray, categories: np.ndarray, side: int, index_off
     sides = np.minimum(index["height"], index["width"]) == side
     labels = (index["label"] >= -1) & (index["label"] < len(categories))
     return bool((inside & sides & labels).all())
-
-
-def new_index(annotations: Annotations) -> np.ndarray:
-    """One INDEX record per image, with its place in the file and its size still 0."""
-    index = np.zeros(len(annotations.image_ids), dtype=INDEX)
-    index["image_id"], index["label"] = annotations.image_ids, annotations.labels
-    return index
-
-
-def set_sizes(index: np.ndarray, sizes: Iterable[tuple[int, int]]) -> None:
-    """Put heights and widths into the index, image after image, and where each image begins."""
-    offset = HEADER.size
-    for position, (height, width) in enumerate(sizes):
-        for field, value in (("offset", offset), ("height", height), ("width", width)):
-            index[field][position] = value
-        offset += 3 * height * width
-
-
-def finish(stream: IO[bytes], index: np.ndarray, facts: dict[str, object]) -> None:
-    """Write index and facts after the pixels, at the stream's position, and the header first."""
-    tail = struct.pack("<Q", len(index)) + index.tobytes() + json.dumps(facts).encode()
-    index_offset = stream.tell()
-    stream.write(tail)
-    stream.seek(0)
-    stream.write(HEADER.pack(MAGIC, index_offset, index_offset + len(tail), zlib.crc32(tail)))
 
 
 def sha256_of(path: Path) -> str:

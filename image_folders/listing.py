@@ -15,12 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import torch
 from torchvision.datasets.folder import make_dataset
 
 from runtime.errors import SpotTuneError, brief
 from runtime.progress import say
-from runtime.randomness import generator
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ENDINGS += (".jp2", ".ppm", ".pgm", ".pbm")
@@ -49,14 +47,6 @@ class Listing:
     classes: list[str]
     train: Pictures
     val: Pictures | None
-
-
-@dataclass(frozen=True)
-class Subset:
-    """Which of the training pictures are used: all of them, unless one of these is set."""
-
-    images_per_class: int = 0  # at most so many of each class
-    train_share: float = 1.0  # of each class
 
 
 def read_listing(folder: Path) -> Listing:
@@ -145,6 +135,8 @@ def _split(folder: Path, split: str, classes: list[str]) -> Pictures:
         return is_picture(path)
 
     there = {name: label for name, label in number.items() if (folder / split / name).is_dir()}
+    if not there:
+        return Pictures([], [])
     found = make_dataset(str(folder / split), there, is_valid_file=is_wanted, allow_empty=True)
     if skipped:
         say(f"{folder / split}: {len(skipped)} files that are no pictures are skipped: "
@@ -178,50 +170,6 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
     ]:
         raise SpotTuneError(f"{path}: {_some(repeated)} listed more than once")
     return found
-
-
-def divided(pictures: Pictures, classes: Sequence[str], share: float, seed: int, name: str):
-    """Places of the pictures that stay in train, and of a seeded share of each class for val.
-
-    At least one of each class on either side. Raises SpotTuneError for a class with one picture.
-    """
-    train, val = [], []
-    for label, places in _by_class(pictures).items():
-        if len(places) < 2:
-            raise SpotTuneError(
-                f"{name}: the class {classes[label]} has one picture only, so none can be set "
-                f"aside for val. Add one, or give a val folder"
-            )
-        shuffled = _shuffled(places, "val share", seed, name, label)
-        count = min(max(1, round(share * len(places))), len(places) - 1)
-        val += shuffled[:count]
-        train += shuffled[count:]
-    return sorted(train), sorted(val)
-
-
-def few(pictures: Pictures, subset: Subset, seed: int, name: str) -> list[int]:
-    """Places of the pictures of a subset: seeded, the same share of each class, at least one.
-
-    A smaller subset of the same seed is a part of a larger one.
-    """
-    kept = []
-    for label, places in _by_class(pictures).items():
-        count = max(1, round(subset.train_share * len(places)))
-        count = min(count, subset.images_per_class or count)
-        kept += _shuffled(places, "subset", seed, name, label)[:count]
-    return sorted(kept)
-
-
-def _by_class(pictures: Pictures) -> dict[int, list[int]]:
-    places = defaultdict(list)
-    for place, label in enumerate(pictures.labels):
-        places[label].append(place)
-    return dict(sorted(places.items()))
-
-
-def _shuffled(places: Sequence[int], *seed: int | str) -> list[int]:
-    order = torch.randperm(len(places), generator=generator(*seed)).tolist()
-    return [places[i] for i in order]
 
 
 def warn_of_copies(folder: Path, train: Pictures, val: Pictures) -> None:

@@ -45,11 +45,16 @@ MISTAKE = (1, 2)  # statuses that a one-line error ends with: errors.py, and arg
 Command = Callable[[str, str], list[str]]  # task, device -> the command line that trains it
 
 
-def job_command(script: Path, argv: Sequence[str], threads: int) -> Command:
-    """How to train one task on one device: the run's own arguments, and what is different."""
+def job_command(
+    script: Path, argv: Sequence[str], threads: int, one_task: str = "--tasks"
+) -> Command:
+    """How to train one task on one device: the run's own arguments, and what is different.
+
+    `one_task`: the script's flag that names it.
+    """
 
     def command(task: str, device: str) -> list[str]:
-        own = ["--tasks", task, "--device", device, "--threads", str(threads), "--jobs", "1"]
+        own = [one_task, task, "--device", device, "--threads", str(threads), "--jobs", "1"]
         return [sys.executable, str(script), *argv, *own, "--is_job"]
 
     return command
@@ -78,11 +83,9 @@ def train_side_by_side(
     return {name: Checkpoint.load(checkpoint_file(ckpdir, name)).history for name in finished}
 
 
-def check_finished(
-    tasks: Sequence[DecathlonTask], histories: dict[str, list[dict]], ckpdir: Path
-) -> None:
+def check_finished(tasks: Sequence[str], histories: dict[str, list[dict]], ckpdir: Path) -> None:
     """Raise SpotTuneError, naming their logs, if some of the tasks have not finished."""
-    failed = [str(log_file(ckpdir, task.name)) for task in tasks if task.name not in histories]
+    failed = [str(log_file(ckpdir, task)) for task in tasks if task not in histories]
     if failed:
         raise SpotTuneError(
             f"{len(failed)} of {len(tasks)} tasks failed, see {', '.join(failed)}. The others are "

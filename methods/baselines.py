@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from methods.optimizers import Rates, sgd
+from methods.optimizers import Rates, optimizers
 from models.folding import folded
-from models.resnet26 import ResNet
+from models.freezing import batch_norms, freeze_all_but_batch_norm
+from models.residual import ResidualNetwork
+from runtime.errors import SpotTuneError
 
 
 class PlainNetwork(nn.Module):
@@ -45,17 +47,34 @@ class PlainNetwork(nn.Module):
         return self
 
     def optimizers(self, rates: Rates) -> list[torch.optim.Optimizer]:
-        return sgd((self.net, rates.network, rates.weight_decay))
+        return optimizers(rates.optimizer, (self.net, rates.network, rates.weight_decay))
 
 
-def feature_extractor(net: ResNet) -> PlainNetwork:
+def feature_extractor(net: ResidualNetwork) -> PlainNetwork:
     """Only the classifier trains: everything before it stays the source's, BatchNorm included."""
-    return PlainNetwork(net, frozen=(net.stem, *net.blocks, net.head.bn))
+    before = [part for part in net.head.children() if part is not net.classifier]
+    return PlainNetwork(net, frozen=(net.stem, *net.blocks, *before))
 
 
-def last_k(net: ResNet, k: int) -> PlainNetwork:
-    """The last k blocks train, and what follows them: the head's BatchNorm and the classifier."""
+def last_k(net: ResidualNetwork, k: int) -> PlainNetwork:
+    """The last k blocks train, and what follows them: the head, of which the classifier is last."""
     return PlainNetwork(net, frozen=(net.stem, *net.blocks[: len(net.blocks) - k]))
+
+
+def batch_norm_and_last_k(net: ResidualNetwork, k: int) -> PlainNetwork:
+    """BatchNorm throughout the network, the last k blocks and the classifier train.
+
+    The running statistics follow the new task. Raises SpotTuneError for a network that has no
+    BatchNorm.
+    """
+    if not batch_norms(net):
+        raise SpotTuneError(
+            "this network has no BatchNorm layers to train; choose --method feature or lastk"
+        )
+    freeze_all_but_batch_norm(net)
+    for part in (*net.blocks[len(net.blocks) - k :], net.classifier):
+        part.requires_grad_(True)
+    return PlainNetwork(net)
 
 
 class L2SP(PlainNetwork):
@@ -70,7 +89,7 @@ class L2SP(PlainNetwork):
     pretrained weights when it is passed in; the state dict does not keep a copy of them.
     """
 
-    def __init__(self, net: ResNet, alpha: float, beta: float) -> None:
+    def __init__(self, net: ResidualNetwork, alpha: float, beta: float) -> None:
         super().__init__(net)
         self.alpha, self.beta = alpha, beta
         for number, parameter in enumerate(self._from_source()):
@@ -78,16 +97,16 @@ class L2SP(PlainNetwork):
             self.register_buffer(f"pretrained_{number}", start, persistent=False)
 
     def _from_source(self) -> list[nn.Parameter]:
-        named = self.net.named_parameters()
-        return [weight for name, weight in named if not name.startswith("head.linear.")]
+        new = {id(weight) for weight in self.net.classifier.parameters()}
+        return [weight for weight in self.net.parameters() if id(weight) not in new]
 
     def penalty(self, decisions_NL: None) -> Tensor:
         away = [
             (weight - self.get_buffer(f"pretrained_{number}")).square().sum()
             for number, weight in enumerate(self._from_source())
         ]
-        size = [weight.square().sum() for weight in self.net.head.linear.parameters()]
+        size = [weight.square().sum() for weight in self.net.classifier.parameters()]
         return self.alpha / 2 * torch.stack(away).sum() + self.beta / 2 * torch.stack(size).sum()
 
     def optimizers(self, rates: Rates) -> list[torch.optim.Optimizer]:
-        return sgd((self.net, rates.network, 0.0))
+        return optimizers(rates.optimizer, (self.net, rates.network, 0.0))

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from gumbel_softmax import TEMPERATURE
 from methods.baselines import PlainNetwork
 from methods.spottune import SpotTune
 from models.folding import folded
-from models.resnet26 import ResNet
 
 SHARE_MOMENTUM = 0.01  # of Global-k's running share: a mean over about the last 100 steps
 SMALLEST_SHARE = 1e-4  # below it the entropy's gradient, log v, is cut off
@@ -29,9 +29,16 @@ class GlobalK(SpotTune):
     policies = ()
 
     def __init__(
-        self, pretrained: ResNet, policy_net: nn.Module, k: int, lambda_k: float, lambda_e: float
+        self,
+        pretrained: nn.Module,
+        policy_net: nn.Module,
+        k: int,
+        lambda_k: float,
+        lambda_e: float,
+        kept_norm: str = "train",
+        temperature: float = TEMPERATURE,
     ) -> None:
-        super().__init__(pretrained, policy_net)
+        super().__init__(pretrained, policy_net, kept_norm, temperature)
         self.k, self.lambda_k, self.lambda_e = k, lambda_k, lambda_e
         self.register_buffer("share_L", torch.full((self.num_blocks,), 0.5))
 

@@ -1,4 +1,4 @@
-"""Optimisers of a method's networks: SGD with momentum, as in the released code."""
+"""Optimisers of a method's networks: SGD with momentum, as in the released code, or AdamW."""
 
 from dataclasses import dataclass
 
@@ -17,18 +17,23 @@ class Rates:
     network: float
     policy: float
     weight_decay: float
+    optimizer: str = "sgd"  # or "adamw"
 
 
-def sgd(*groups: tuple[nn.Module, float, float]) -> list[torch.optim.Optimizer]:
-    """An SGD for each (module, learning rate, weight decay) that has anything to train."""
-    optimizers = []
+def optimizers(kind: str, *groups: tuple[nn.Module, float, float]) -> list[torch.optim.Optimizer]:
+    """One for each (module, learning rate, weight decay) that has anything to train.
+
+    `kind`: "sgd" or "adamw".
+    """
+    found = []
     for module, lr, weight_decay in groups:
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        if trained:
-            fused = all(parameter.device.type in FUSED_DEVICES for parameter in trained)
-            optimizers.append(
-                torch.optim.SGD(
-                    trained, lr=lr, momentum=MOMENTUM, weight_decay=weight_decay, fused=fused
-                )
-            )
-    return optimizers
+        if not trained:
+            continue
+        fused = all(parameter.device.type in FUSED_DEVICES for parameter in trained)
+        common = {"lr": lr, "weight_decay": weight_decay, "fused": fused}
+        if kind == "adamw":
+            found.append(torch.optim.AdamW(trained, **common))
+        else:
+            found.append(torch.optim.SGD(trained, momentum=MOMENTUM, **common))
+    return found

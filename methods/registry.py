@@ -9,8 +9,8 @@ A method is a module with the few calls that training and evaluation share:
     method.kept_for_predicting() -> the module that must be stored to predict
     method.policies -> the ways in which it can decide at test time, its default first
 
-Shapes (N images, L blocks, K classes): images N x 3 x H x W, noise N x L x 2: what is added to the
-policy's logits before the larger one decides.
+Shapes (N images, L blocks, K classes): images N x 3 x H x W, or whatever the network takes; noise
+N x L x 2: what is added to the policy's logits before the larger one decides.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,11 +20,17 @@ import torch
 from torch import nn
 
 from agent_net import PolicyNet
-from gumbel_softmax import POLICIES
-from methods.baselines import L2SP, PlainNetwork, feature_extractor, last_k
+from gumbel_softmax import POLICIES, TEMPERATURE
+from methods.baselines import (
+    L2SP,
+    PlainNetwork,
+    batch_norm_and_last_k,
+    feature_extractor,
+    last_k,
+)
 from methods.global_k import Compact, GlobalK
 from methods.spottune import SpotTune, Stochastic
-from models.resnet26 import ResNet
+from models.residual import ResidualNetwork
 from runtime.errors import SpotTuneError
 
 
@@ -32,15 +38,24 @@ from runtime.errors import SpotTuneError
 class Options:
     """Settings of single methods; 0 for the methods that do not use them."""
 
-    k: int = 0  # blocks: the last k of "lastk", the chosen k of "globalk"
+    k: int = 0  # blocks: the last k of "lastk" and "bn_lastk", the chosen k of "globalk"
     l2sp_alpha: float = 0.0  # penalty on the distance from the pretrained weights
     l2sp_beta: float = 0.0  # penalty on the size of the new classifier
     lambda_k: float = 0.0  # Global-k: weight of L_k, the number of fine-tuned blocks
     lambda_e: float = 0.0  # Global-k: weight of L_e, the entropy
 
 
-# A network with its initial weights, its width, and the options -> the method around it.
-Build = Callable[[ResNet, int, Options], nn.Module]
+@dataclass(frozen=True)
+class TwoBranches:
+    """Settings of all methods with two branches; the defaults are the released code's."""
+
+    kept_norm: str = "train"  # BatchNorm of kept blocks: one of KEPT_NORMS in models/spottune.py
+    temperature: float = TEMPERATURE
+    policy_input: int | None = None  # largest shorter side that the policy network sees, in pixels
+
+
+# A network with its initial weights, the policy network's width, the settings -> the method.
+Build = Callable[[ResidualNetwork, int, Options, TwoBranches], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -56,18 +71,24 @@ class MethodRow:
     has_policy_network: bool = False
 
 
-def plain(net: ResNet, width: int, options: Options) -> nn.Module:
+def plain(net: ResidualNetwork, *_: object) -> nn.Module:
     """One network, all of which trains."""
     return PlainNetwork(net)
 
 
-def spottune(net: ResNet, width: int, options: Options) -> nn.Module:
-    return SpotTune(net, PolicyNet(len(net.blocks), width))
+def spottune(
+    net: ResidualNetwork, width: int, options: Options, branches: TwoBranches
+) -> nn.Module:
+    policy_net = PolicyNet(len(net.blocks), width, branches.policy_input)
+    return SpotTune(net, policy_net, branches.kept_norm, branches.temperature)
 
 
-def global_k(net: ResNet, width: int, options: Options) -> nn.Module:
-    policy_net = PolicyNet(len(net.blocks), width)
-    return GlobalK(net, policy_net, options.k, options.lambda_k, options.lambda_e)
+def global_k(
+    net: ResidualNetwork, width: int, options: Options, branches: TwoBranches
+) -> nn.Module:
+    policy_net = PolicyNet(len(net.blocks), width, branches.policy_input)
+    wanted = (options.k, options.lambda_k, options.lambda_e)
+    return GlobalK(net, policy_net, *wanted, branches.kept_norm, branches.temperature)
 
 
 METHODS = {
@@ -79,19 +100,26 @@ METHODS = {
         MethodRow(
             "lastk",
             "Fine-tuning last-k",
-            lambda net, _, options: last_k(net, options.k),
+            lambda net, _, options, *__: last_k(net, options.k),
+            options=("k",),
+        ),
+        MethodRow("bn", "BatchNorm only", lambda net, *_: batch_norm_and_last_k(net, 0)),
+        MethodRow(
+            "bn_lastk",
+            "BatchNorm and last-k",
+            lambda net, _, options, *__: batch_norm_and_last_k(net, options.k),
             options=("k",),
         ),
         MethodRow(
             "stochastic",
             "Stochastic fine-tuning",
-            lambda net, *_: Stochastic(net),
+            lambda net, _, __, branches: Stochastic(net, branches.kept_norm),
             policies=Stochastic.policies,
         ),
         MethodRow(
             "l2sp",
             "L2-SP",
-            lambda net, _, options: L2SP(net, options.l2sp_alpha, options.l2sp_beta),
+            lambda net, _, options, *__: L2SP(net, options.l2sp_alpha, options.l2sp_beta),
             options=("l2sp_alpha", "l2sp_beta"),
         ),
         MethodRow(
@@ -113,8 +141,7 @@ BUILDERS: dict[str, Build] = {
     COMPACT_KIND: lambda net, *_: Compact(net, torch.zeros(len(net.blocks))),
 }
 
-
-NO_OPTIONS = Options()
+NO_OPTIONS, AS_RELEASED = Options(), TwoBranches()
 
 
 def choose_policy(policies: Sequence[str], asked: str | None) -> str:
@@ -129,13 +156,25 @@ def choose_policy(policies: Sequence[str], asked: str | None) -> str:
     return asked
 
 
-def build_method(kind: str, net: ResNet, width: int, options: Options = NO_OPTIONS) -> nn.Module:
+def build_method(
+    kind: str,
+    net: ResidualNetwork,
+    width: int,
+    options: Options = NO_OPTIONS,
+    branches: TwoBranches = AS_RELEASED,
+) -> nn.Module:
     """The method of that kind around `net`, which holds its initial weights.
 
-    `kind`: a name in METHODS, or "source", or "compact" for what Global-k leaves.
+    `kind`: a name in METHODS, or "source", or "compact" for what Global-k leaves. `width`: channels
+    of the policy network's stem. Raises SpotTuneError for another kind, a `k` above the network's
+    number of blocks, or a network that the method does not suit.
     """
     if kind not in BUILDERS:
         raise SpotTuneError(
             f"a method of kind {kind!r} was found; expected one of {', '.join(BUILDERS)}"
         )
-    return BUILDERS[kind](net, width, options)
+    if options.k > len(net.blocks):
+        raise SpotTuneError(
+            f"--k {options.k}: expected at most {len(net.blocks)}, the network's residual blocks"
+        )
+    return BUILDERS[kind](net, width, options, branches)

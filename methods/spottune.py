@@ -6,29 +6,41 @@ Guo et al., sections 3.1 and 3.2. Stochastic fine-tuning is the same with random
 import torch
 from torch import Tensor, nn
 
-from gumbel_softmax import POLICIES, likelier_decisions, sample_decisions
-from methods.optimizers import POLICY_WEIGHT_DECAY, Rates, sgd
+from gumbel_softmax import POLICIES, TEMPERATURE, likelier_decisions, sample_decisions
+from methods.optimizers import POLICY_WEIGHT_DECAY, Rates, optimizers
 from models.folding import folded
-from models.resnet26 import ResNet
 from models.routed import RoutedNet
 from models.spottune import SpotTuneNet
 
 
 class SpotTune(nn.Module):
-    """The two-branch network and its policy network: one loss trains both."""
+    """The two-branch network and its policy network: one loss trains both.
+
+    `pretrained`: any network with a stem, blocks and a head, such as a ResidualNetwork, and
+    `policy_net`: any module that takes its images to logits N x L x 2, one pair a block.
+    `kept_norm`: see BlockPair. `temperature` of the Gumbel-softmax may be set anew before each
+    epoch; a compiled training step is compiled again for each new value.
+    """
 
     policies = POLICIES
 
-    def __init__(self, pretrained: ResNet, policy_net: nn.Module) -> None:
+    def __init__(
+        self,
+        pretrained: nn.Module,
+        policy_net: nn.Module,
+        kept_norm: str = "train",
+        temperature: float = TEMPERATURE,
+    ) -> None:
         super().__init__()
         self.num_blocks = len(pretrained.blocks)
-        self.net = SpotTuneNet(pretrained)
+        self.net = SpotTuneNet(pretrained, kept_norm)
         self.policy_net = policy_net
+        self.temperature = temperature
 
     def forward(self, images: Tensor, noise_NL2: Tensor) -> tuple[Tensor, Tensor]:
         logits_NL2 = self.policy_net(images)
         if self.training:
-            decisions_NL = sample_decisions(logits_NL2, noise_NL2)
+            decisions_NL = sample_decisions(logits_NL2, noise_NL2, self.temperature)
         else:
             decisions_NL = likelier_decisions(logits_NL2 + noise_NL2)
         return self.net(images, decisions_NL), decisions_NL
@@ -43,7 +55,8 @@ class SpotTune(nn.Module):
         return self
 
     def optimizers(self, rates: Rates) -> list[torch.optim.Optimizer]:
-        return sgd(
+        return optimizers(
+            rates.optimizer,
             (self.net, rates.network, rates.weight_decay),
             (self.policy_net, rates.policy, POLICY_WEIGHT_DECAY),
         )
@@ -70,8 +83,8 @@ class FairCoin(nn.Module):
         super().__init__()
         self.num_blocks = num_blocks
 
-    def forward(self, images_N3HW: Tensor) -> Tensor:
-        return images_N3HW.new_zeros(len(images_N3HW), self.num_blocks, 2, dtype=torch.float32)
+    def forward(self, images: Tensor) -> Tensor:
+        return images.new_zeros(len(images), self.num_blocks, 2, dtype=torch.float32)
 
 
 class Stochastic(SpotTune):
@@ -82,5 +95,5 @@ class Stochastic(SpotTune):
 
     policies = POLICIES[1:]
 
-    def __init__(self, pretrained: ResNet) -> None:
-        super().__init__(pretrained, FairCoin(len(pretrained.blocks)))
+    def __init__(self, pretrained: nn.Module, kept_norm: str = "train") -> None:
+        super().__init__(pretrained, FairCoin(len(pretrained.blocks)), kept_norm)

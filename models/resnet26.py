@@ -8,7 +8,7 @@ Rebuffi et al. 2017 (code: residual_adapters), used by SpotTune. At width 32, as
     head    BN, ReLU, global average pool, linear
 
 Shapes (N images, H x W pixels, K classes): images N x 3 x H x W -> scores N x K, with H and W
-multiples of 8. `stem`, `blocks` and `head` are all that SpotTuneNet needs.
+multiples of 8.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.residual import ResidualNetwork
 
 PAPER_WIDTH = 32
 BLOCKS_PER_STAGE = (4, 4, 4)
@@ -87,6 +89,10 @@ class Head(nn.Module):
         self.bn = nn.BatchNorm2d(channels)
         self.linear = nn.Linear(channels, num_outputs)
 
+    @property
+    def classifier(self) -> nn.Linear:
+        return self.linear
+
     def forward(self, x_NCHW: Tensor) -> Tensor:
         features_NCHW = F.relu(self.bn(x_NCHW))
         with torch.autocast(x_NCHW.device.type, enabled=False):
@@ -94,7 +100,7 @@ class Head(nn.Module):
             return self.linear(features_NC)
 
 
-class ResNet(nn.Module):
+class ResNet(ResidualNetwork):
     """stem -> blocks -> head; the stages have 2, 4 and 8 times the stem's `width`."""
 
     def __init__(
@@ -103,23 +109,16 @@ class ResNet(nn.Module):
         width: int = PAPER_WIDTH,
         blocks_per_stage: Sequence[int] = BLOCKS_PER_STAGE,
     ) -> None:
-        super().__init__()
-        self.stem = Stem(width)
-        self.blocks = nn.ModuleList()
+        stem = Stem(width)
+        blocks = []
         channels = width
         for stage, num_blocks in enumerate(blocks_per_stage):
             for position in range(num_blocks):
                 channels_out = width * 2 ** (stage + 1)
                 stride = 2 if position == 0 else 1
-                self.blocks.append(BasicBlock(channels, channels_out, stride))
+                blocks.append(BasicBlock(channels, channels_out, stride))
                 channels = channels_out
-        self.head = Head(channels, num_outputs)
-
-    def forward(self, images_N3HW: Tensor) -> Tensor:
-        x = self.stem(images_N3HW)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)
+        super().__init__(stem, blocks, Head(channels, num_outputs))
 
 
 def resnet26(num_classes: int, width: int = PAPER_WIDTH) -> ResNet:

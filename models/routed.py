@@ -12,7 +12,7 @@ from models.spottune import SpotTuneNet
 
 
 class RoutedNet(nn.Module):
-    """A copy of a SpotTune network for evaluation only; images N x 3 x H x W -> scores N x K.
+    """A copy of a SpotTune network for evaluation only; images N x ... -> scores N x K.
 
     Decisions N x L are bool or exact 0 and 1. They are read on the host once per batch.
     """
@@ -21,26 +21,35 @@ class RoutedNet(nn.Module):
         super().__init__()
         self.net = folded(net)
 
-    def forward(self, images_N3HW: Tensor, decisions_NL: Tensor) -> Tensor:
-        x = self.net.stem(images_N3HW)
+    def forward(self, images: Tensor, decisions_NL: Tensor) -> Tensor:
+        x = self.net.stem(images)
         for pair, decisions_N in zip(self.net.pairs, decisions_NL.bool().cpu().T, strict=True):
             x = _route(x, pair, decisions_N)
         return self.net.head(x)
 
 
-def _route(x_NCHW: Tensor, pair: nn.Module, decisions_N: Tensor) -> Tensor:
+def _route(x: Tensor, pair: nn.Module, decisions_N: Tensor) -> Tensor:
     """Run each image through the copy of the block that it chose."""
     if decisions_N.all():
-        return pair.fine_tuned(x_NCHW)
+        return pair.fine_tuned(x)
     if not decisions_N.any():
-        return pair.kept(x_NCHW)
-    x_NHWC = x_NCHW.permute(0, 2, 3, 1)  # in channels_last an image is contiguous
-    out_NHWC = None
+        return pair.kept(x)
+    out = None
     for block, mask_N in ((pair.fine_tuned, decisions_N), (pair.kept, ~decisions_N)):
-        chosen = mask_N.nonzero()[:, 0].to(x_NCHW.device)
-        part_NCHW = x_NHWC.index_select(0, chosen).permute(0, 3, 1, 2)
-        part_NHWC = block(part_NCHW).permute(0, 2, 3, 1)
-        if out_NHWC is None:
-            out_NHWC = part_NHWC.new_empty(len(x_NCHW), *part_NHWC.shape[1:])
-        out_NHWC.index_copy_(0, chosen, part_NHWC)
-    return out_NHWC.permute(0, 3, 1, 2)
+        chosen = mask_N.nonzero()[:, 0].to(x.device)
+        part = _channels_second(_channels_last(x).index_select(0, chosen))
+        part = _channels_last(block(part))
+        if out is None:
+            out = part.new_empty(len(x), *part.shape[1:])
+        out.index_copy_(0, chosen, part)
+    return _channels_second(out)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """N x C x H x W as N x H x W x C, where an image in channels_last is contiguous."""
+    return x.permute(0, 2, 3, 1) if x.dim() == 4 else x
+
+
+def _channels_second(x: Tensor) -> Tensor:
+    """Undo `_channels_last`."""
+    return x.permute(0, 3, 1, 2) if x.dim() == 4 else x

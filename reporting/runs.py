@@ -16,7 +16,7 @@ from decathlon import SOURCE, TASK_BY_NAME
 from engine.settings import Settings
 from gumbel_softmax import POLICIES
 from methods.registry import METHODS, SOURCE_KIND
-from runtime.errors import SpotTuneError, brief
+from runtime.errors import MISFITS, SpotTuneError, brief
 
 SCORES = "score_test.json"  # in a --ckpdir: what score.py --split test --json wrote
 POLICY_TITLES = {
@@ -24,8 +24,6 @@ POLICY_TITLES = {
     "finetuned": "all fine-tuned at test",
     "kept": "all kept at test",
 }
-# What reading a file raises that main.py did not write, or that is damaged.
-MISFITS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from decathlon import COLUMNS, PUBLISHED, SOURCE, TASK_BY_NAME, decathlon_score
 from methods.registry import METHODS
@@ -13,7 +12,6 @@ from reporting.statistics import Scores, Spread, numbers, over_tasks
 from reporting.study import Study
 
 NONE = "–"
-Numbers = Callable[[str], Spread | None]  # of a variant on a task, by name in Run.cost or .tested
 
 
 @dataclass(frozen=True)
@@ -119,18 +117,6 @@ def published_table() -> Table:
 # Decisions and cost.
 
 
-def by_task(
-    study: Study, caption: str, variants: Sequence[Variant], show: Callable[[Numbers], str]
-) -> Table:
-    """A row a variant, a column a task; `show` makes a cell of a task's numbers."""
-
-    def on_task(variant: Variant, task: str, name: str) -> Spread | None:
-        return over_tasks(numbers(study, variant, name), [task])
-
-    rows = [[v.title, *(show(partial(on_task, v, t)) for t in study.tasks)] for v in variants]
-    return Table(caption, ["method", *study.tasks], rows)
-
-
 def decision_tables(study: Study) -> list[Table]:
     """Numbers of fine-tuned blocks, and of different rows of decisions; [] if no image decides.
 
@@ -141,16 +127,25 @@ def decision_tables(study: Study) -> list[Table]:
     if not deciding:
         return []
     (num_blocks,) = {run.num_blocks for run in study.runs} - {None}
-    caption = f"Fine-tuned blocks per val image, of {num_blocks}"
+
+    def blocks(variant: Variant, task: str) -> str:
+        return cell(over_tasks(numbers(study, variant, "blocks"), [task]), 1)
+
+    def policies(variant: Variant, task: str) -> str:
+        distinct = over_tasks(numbers(study, variant, "distinct"), [task])
+        images = over_tasks(numbers(study, variant, "images"), [task])
+        return f"{cell(distinct, 0)} of {mean_cell(images, 0)}" if distinct else NONE
+
+    shown = {f"Fine-tuned blocks per val image, of {num_blocks}": blocks}
+    shown["Distinct policies, of val images"] = policies
     return [
-        by_task(study, caption, deciding, lambda of: cell(of("blocks"), 1)),
-        by_task(study, "Distinct policies, of val images", deciding, _policies),
+        Table(
+            caption,
+            ["method", *study.tasks],
+            [[row.title, *(text(row, task) for task in study.tasks)] for row in deciding],
+        )
+        for caption, text in shown.items()
     ]
-
-
-def _policies(of: Numbers) -> str:
-    distinct, images = of("distinct"), of("images")
-    return f"{cell(distinct, 0)} of {mean_cell(images, 0)}" if distinct else NONE
 
 
 def cost_table(study: Study) -> Table:
@@ -167,23 +162,6 @@ def cost_table(study: Study) -> Table:
         rows.append([variant.title, *cells])
     header = ["method", "stored, M", "stored, × source", "GMAC, network", "GMAC, policy network"]
     return Table("Cost over all tasks", [*header, "training, minutes"], rows)
-
-
-def cost_tables_by_task(study: Study) -> list[Table]:
-    """Parameters that each task adds, compute of one predicted image, training time."""
-    shown: dict[str, Callable[[Numbers], str]] = {
-        "Parameters that a task adds to the source network, M": lambda of: mean_cell(
-            of("stored"), 2
-        ),
-        "Compute per image, GMAC: network + policy network": _compute,
-        "Training time, minutes": lambda of: mean_cell(of("minutes"), 1),
-    }
-    return [by_task(study, caption, study.methods, show) for caption, show in shown.items()]
-
-
-def _compute(of: Numbers) -> str:
-    parts = [of("network"), of("policy network")]
-    return " + ".join(mean_cell(part, 3) for part in parts if part and part.mean) or NONE
 
 
 # Settings.

@@ -42,6 +42,7 @@ def number(kind: type, is_allowed: Callable[[float], bool], expected: str) -> Ca
 
 positive_float = number(float, lambda value: 0 < value < math.inf, "a number above 0")
 non_negative_float = number(float, lambda value: 0 <= value < math.inf, "a number from 0 on")
+share = number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 positive_int = number(int, lambda value: 1 <= value < 2**63, "a whole number from 1 on")
 non_negative_int = number(int, lambda value: 0 <= value < 2**63, "a whole number from 0 on")
 whole_number = number(int, lambda value: -(2**63) <= value < 2**63, "a whole number of 64 bits")

@@ -10,9 +10,6 @@ from torch import Tensor
 from runtime.distributed import ALONE, Group
 from runtime.errors import SpotTuneError
 
-# The CPU's allocator and oneDNN (the last phrase) have no exception class of their own.
-SAID_WITHOUT_MEMORY = ("can't allocate memory", "out of memory", "could not create a primitive")
-
 # CUDA graphs, and no kernel chosen by timing it: equal seeds, equal results.
 COMPILE_OPTIONS = {"triton.cudagraphs": True, "deterministic": True}
 
@@ -52,14 +49,13 @@ class Compute:
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy to the device; the host does not wait for the device."""
     if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
+        return pinnable(tensor).pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether the device or the machine has run out of memory."""
-    is_named = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return is_named or any(words in str(error).lower() for words in SAID_WITHOUT_MEMORY)
+def pinnable(tensor: Tensor) -> Tensor:
+    """The same values, each in a place of its own: pin_memory refuses expanded tensors."""
+    return tensor.contiguous()
 
 
 def reading(figure: Tensor) -> Callable[[], float]:
@@ -136,8 +132,16 @@ def describe(compute: Compute) -> str:
     """One phrase for the first line of a run, e.g. "cpu, 2 threads, bf16"."""
     times = f"{compute.group.size} x " if compute.group.size > 1 else ""
     if compute.device.type == "cuda":
-        return f"{times}{torch.cuda.get_device_name(compute.device)}, {compute.precision}"
+        name = torch.cuda.get_device_name(compute.device)
+        return f"{times}{name}, {on_gpu(compute.precision, _has_fast_bf16(compute.device))}"
     return f"{times}{compute.device}, {torch.get_num_threads()} threads, {compute.precision}"
+
+
+def on_gpu(precision: str, has_bf16: bool) -> str:
+    """The precision, and what a user may not expect of it on this GPU."""
+    if precision == "fp32":
+        return "fp32 without TF32" if has_bf16 else "fp32 (this GPU has no bf16)"
+    return precision if has_bf16 else f"{precision} (emulated and slow on this GPU)"
 
 
 def _gpus() -> list[str]:

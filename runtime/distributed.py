@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from threading import Thread
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from runtime.errors import SpotTuneError
 
 TIMEOUT = timedelta(minutes=60)  # the longest that others may wait, e.g. for packing
+
+SECONDS_TO_LEAVE = 10.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,13 @@ class Group:
         if self.size == 1:
             return flag
         flags = torch.tensor(flag)
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.control)
+        try:
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.control)
+        except RuntimeError as error:  # gloo's, when a connection is closed
+            raise SpotTuneError(
+                f"process {self.rank} of {self.size}: another one has ended, so this one ends "
+                f"too. See the other's message"
+            ) from error
         return int(flags)
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
@@ -93,7 +102,11 @@ def group_of_processes(device: torch.device) -> Iterator[Group]:
             with Path(os.devnull).open("w") as no, redirect_stdout(no), redirect_stderr(no):
                 yield group
     finally:
-        dist.destroy_process_group()
+        # After an error the others are in a collective that NCCL waits for, and they wait for this
+        # process: so it ends after a while in any case, which they notice.
+        leaving = Thread(target=dist.destroy_process_group, daemon=True)
+        leaving.start()
+        leaving.join(SECONDS_TO_LEAVE)
 
 
 def own_device(device_name: str) -> str:
@@ -104,8 +117,12 @@ def own_device(device_name: str) -> str:
     return f"cuda:{local_rank}"
 
 
-def check_group(group: Group, batch_size: int, only_source: bool) -> None:
+def check_group(group: Group, batch_size: int, only_source: bool, compiled: bool) -> None:
     """Raise SpotTuneError unless all train the source, with equal parts of each whole batch."""
+    if group.size > 1 and compiled:  # each SyncBatchNorm would cut the graph in two
+        raise SpotTuneError(
+            f"--compile trains in one process, and {group.size} were asked for; leave it out"
+        )
     if group.size > 1 and not only_source:
         raise SpotTuneError(
             f"torchrun started {group.size} processes; only imagenet12 trains in several (--tasks "

@@ -4,12 +4,16 @@ import errno
 import io
 import os
 import signal
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from runtime.signals import Stopped, handle_stops, stop_at_once
 
+# What reading a file raises that is damaged or of another kind, so that its values do not fit.
+MISFITS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+MISFITS += (struct.error,)
 # Faults of the machine rather than of the code, and what a user can do about each.
 REMEDIES = {
     errno.ENOSPC: "no space is left there; free some, or name another folder",
@@ -23,6 +27,13 @@ REMEDIES = {
     errno.EEXIST: "a file stands where a folder was to be made; check the path",
     errno.ENAMETOOLONG: "that name is longer than the file system allows; choose a shorter one",
 }
+# The CPU's allocator, oneDNN, cuBLAS and cuDNN have no exception class of their own.
+SAID_WITHOUT_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "could not create a primitive",
+    "status_alloc_failed",
+)
 # Of a pipe whose reader has ended, a closed terminal, and a stream that cannot be written to.
 READER_GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
 
@@ -34,8 +45,8 @@ class SpotTuneError(Exception):
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; a user's mistake or a full disk ends it in one line and status 1.
 
-    A stop signal ends it with 128 + the signal's number. Any other exception is a bug and shows
-    its traceback.
+    So does a lack of memory. A stop signal ends it with 128 + the signal's number. Any other
+    exception is a bug and shows its traceback.
     """
     keep_streams_writable()
     handle_stops(stop_at_once)
@@ -52,6 +63,14 @@ def run_script(main: Callable[[], None]) -> None:
             raise
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {printable(where)}{REMEDIES[error.errno]}")
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = brief(str(error).partition("\n")[0] or "of the machine", 120)
+        sys.exit(
+            f"error: out of memory ({reason}). Give a smaller --batch_size or --resize, or a "
+            f"device with more memory that nothing else uses"
+        )
 
 
 def keep_streams_writable() -> None:
@@ -82,6 +101,12 @@ class StandardStream(io.FileIO):
             if error.errno not in READER_GONE:
                 raise
             return len(data)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the device or the machine has run out of memory."""
+    is_said = any(words in str(error).lower() for words in SAID_WITHOUT_MEMORY)
+    return is_said or isinstance(error, MemoryError)
 
 
 def printable(text: str) -> str:

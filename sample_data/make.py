@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from decathlon import IDS_PER_TASK, SOURCE, TASK_BY_NAME, DecathlonTask
+from decathlon import IDS_PER_TASK, SOURCE, TASKS, DecathlonTask
 from runtime.cli import Parser, folder_name, non_negative_int, positive_int
 from runtime.errors import SpotTuneError, run_script
-from sample_data.worlds import MOST_CLASSES, WORLDS, draw_image
+from sample_data.worlds import draw_image
 
 IDS_PER_SPLIT = 100_000
 SPLITS = ("train", "val", "test")
@@ -57,7 +57,6 @@ class Settings:
 
 def write_task(root: Path, task: DecathlonTask, settings: Settings) -> None:
     """Draw the images of a task and describe them in its four annotation files."""
-    first_category = task.number * IDS_PER_TASK + 1
     index = 0  # runs on from train over val to test
     for split_number, split in enumerate(SPLITS):
         kinds = settings.kinds(task, split)
@@ -65,7 +64,7 @@ def write_task(root: Path, task: DecathlonTask, settings: Settings) -> None:
         for number, kind in enumerate(kinds, start=1):
             index += 1
             seeds = [settings.seed, task.number, split_number, number]
-            image = draw_image(task.name, kind, settings.side, np.random.default_rng(seeds))
+            image = draw_image(task, kind, settings.side, np.random.default_rng(seeds))
             folder = f"data/{task.name}/{split}" + (f"/{kind + 1:04}" if split != "test" else "")
             name = f"{folder}/{number:06}.jpg"
             (root / folder).mkdir(parents=True, exist_ok=True)
@@ -74,10 +73,14 @@ def write_task(root: Path, task: DecathlonTask, settings: Settings) -> None:
             size = {"width": image.width, "height": image.height}
             images.append({"id": image_id, **size, "file_name": name})
         categories = [
-            {"id": first_category + kind, "name": f"kind {kind + 1}", "supercategory": task.name}
+            {
+                "id": task.first_category_id + kind,
+                "name": f"kind {kind + 1}",
+                "supercategory": task.name,
+            }
             for kind in sorted(set(kinds))
         ]
-        category_ids = [first_category + kind for kind in kinds]
+        category_ids = [task.first_category_id + kind for kind in kinds]
         write_annotations(
             root / "annotations", f"{task.name}_{split}", images, category_ids, categories
         )
@@ -127,8 +130,8 @@ def make_sample(folder: Path, settings: Settings) -> bool:
     with tempfile.TemporaryDirectory(prefix=".made-up-decathlon-", dir=folder) as workshop:
         fresh = Path(workshop) / "decathlon-1.0"
         (fresh / "annotations").mkdir(parents=True)
-        for name in WORLDS:
-            write_task(fresh, TASK_BY_NAME[name], settings)
+        for task in TASKS:
+            write_task(fresh, task, settings)
         (fresh / MARKER).write_text(description, encoding="utf-8")
         fresh.rename(root)
     return True
@@ -139,9 +142,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     # fmt: off
     add("folder", type=folder_name, metavar="FOLDER", help="where decathlon-1.0 is made")
-    add("--classes", type=int, default=5, choices=range(2, MOST_CLASSES + 1), metavar="N",
-        help=f"per target task, 2 to {MOST_CLASSES} (always 2 in daimlerpedcls); imagenet12, the "
-             f"source, gets twice as many")
+    add("--classes", type=int, default=5, choices=range(2, 11), metavar="N",
+        help="per target task, 2 to 10 (always 2 in daimlerpedcls); imagenet12, the source, gets "
+             "twice as many")
     add("--images_per_class", type=positive_int, default=24, metavar="N",
         help="in train; val and test get a third of that each")
     add("--side", type=int, default=40, choices=range(16, 257, 8), metavar="PIXELS",

@@ -1,6 +1,7 @@
 """A made-up Decathlon and trained networks that several tests share."""
 
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -73,8 +74,15 @@ class Trained:
 
     def again(self, ckpdir: Path, *changes: object) -> None:
         """Train from its source into another folder, with changed arguments."""
-        same = [*self.arguments, "--pretrained", self.source]
-        main.main([str(each) for each in (*same, "--ckpdir", ckpdir, *changes)])
+        main.main(self._flags(ckpdir, *changes))
+
+    def command(self, ckpdir: Path, *changes: object) -> list[str]:
+        """The command line of the same, on one thread."""
+        return [sys.executable, str(main.SCRIPT), *self._flags(ckpdir, "--threads", 1, *changes)]
+
+    def _flags(self, ckpdir: Path, *changes: object) -> list[str]:
+        same = [*self.arguments, "--pretrained", self.source, "--ckpdir", ckpdir]
+        return [str(each) for each in (*same, *changes)]
 
 
 @pytest.fixture(scope="session")
@@ -133,6 +141,29 @@ def little_memory(more: int):
     return limited(resource.RLIMIT_DATA, used + more)
 
 
+@pytest.fixture
+def with_little_memory(capfd):
+    """Runs a function with 64 MiB more than there are, in a process of its own; what it printed.
+
+    The libraries of this process would not recover.
+    """
+
+    def run(function):
+        def child():
+            with limit:
+                function()
+
+        limit = little_memory(2**26)
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join()
+        out, err = capfd.readouterr()
+        assert process.exitcode == 0, err
+        return out
+
+    return run
+
+
 def run_script(
     name: str, *arguments: object, cwd: Path = REPOSITORY
 ) -> subprocess.CompletedProcess:
@@ -141,9 +172,39 @@ def run_script(
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
-def wait_until(condition: Callable[[], object]) -> None:
+@pytest.fixture
+def started():
+    """Starts processes that do not outlive their test."""
+    processes = []
+
+    def start(command: list, **options) -> subprocess.Popen:
+        """In the repository, as a user would."""
+        command = [str(word) for word in command]
+        processes.append(subprocess.Popen(command, cwd=REPOSITORY, text=True, **options))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        with process:  # closes its pipes, and waits for its end
+            process.kill()
+
+
+def answers_of(script, root: Path, ckpdir: Path, out: Path, *flags: object) -> dict[int, int]:
+    """What submit_val or submit_test writes: the answer by image, each of which has one."""
+    where = ["--datadir", root, "--ckpdir", ckpdir, "--out", out]
+    how = ["--device", "cpu", "--precision", "fp32"]
+    script.main([str(each) for each in (*where, *how, *flags)])
+    answers = json.loads(out.read_text())
+    assert all(answer.keys() == {"image_id", "category_id"} for answer in answers)
+    assert all(type(value) is int for answer in answers for value in answer.values())
+    by_image = {answer["image_id"]: answer["category_id"] for answer in answers}
+    assert len(by_image) == len(answers)
+    return by_image
+
+
+def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Until it is true; the test fails if it never is."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -158,21 +219,26 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-# Lines that slow tests print at the end of the run. Here, since a conftest.py of their own folder
-# would hide this one, from which they import.
-FIGURES = pytest.StashKey[list[str]]()
+def pytest_addoption(parser):
+    parser.addoption(
+        "--gpu_device",
+        default="cuda",
+        help="of tests/gpu: cuda, or cpu to try the tests themselves",
+    )
 
 
-def pytest_configure(config):
-    config.stash[FIGURES] = []
+def change_json(path: Path, change: Callable[[dict], object]) -> None:
+    """Let `change` alter what a file of JSON holds."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    for line in config.stash[FIGURES]:
-        terminalreporter.write_line(line)
+def drop_last_image(path: Path) -> None:
+    """From an annotation file, with its label."""
 
+    def drop(content: dict) -> None:
+        gone, labels = content["images"].pop()["id"], content["annotations"]
+        content["annotations"] = [label for label in labels if label["image_id"] != gone]
 
-@pytest.fixture
-def figures(pytestconfig):
-    """A list of lines to print at the end."""
-    return pytestconfig.stash[FIGURES]
+    change_json(path, drop)

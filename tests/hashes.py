@@ -14,43 +14,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
+from safetensors.torch import load_file
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 METHODS = ("scratch", "feature", "finetune", "lastk", "stochastic", "l2sp", "spottune", "globalk")
 SIZE = ["--resize", "24", "--crop", "16", "--width", "4", "--batch_size", "16", "--device", "cpu"]
 SIZE += ["--threads", "1", "--nb_epochs", "2", "--step1", "1", "--source_epochs", "2"]
 TASKS = ["--tasks", "imagenet12", "dtd", "svhn", "cifar100", "daimlerpedcls"]
+FILES = ("checkpoint.safetensors", "compact.*", "records.jsonl", "decisions.json", "results.json")
 TIMES = ("seconds", "images_per_second")
-
-
-def run(script, *arguments):
-    command = [sys.executable, str(REPOSITORY / script), *map(str, arguments)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
-def weights_of(path):
-    if path.suffix == ".pt":
-        return torch.load(path, weights_only=True)["weights"]
-    from safetensors.torch import load_file
-
-    tensors = load_file(path)
-    return {n.removeprefix("weights."): t for n, t in tensors.items() if n.startswith("weights.")}
-
-
-def digest_of(path):
-    digest = hashlib.sha256()
-    if is_weights(path):
-        for name, tensor in sorted(weights_of(path).items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.contiguous().numpy().tobytes())
-    elif path.name == "records.jsonl":
-        for line in path.read_text().splitlines():
-            record = {k: v for k, v in json.loads(line).items() if k not in TIMES}
-            digest.update(json.dumps(record, sort_keys=True).encode())
-    else:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def main():
@@ -61,11 +33,9 @@ def main():
     for method in METHODS:
         for precision in ("fp32", "bf16") if method == "spottune" else ("fp32",):
             train_and_submit(method, precision, args.datadir, args.outdir / f"{method}_{precision}")
-    names = ("checkpoint.*", "compact.*", "records.jsonl", "decisions.json", "results.json")
-    for path in sorted(path for name in names for path in args.outdir.rglob(name)):
-        if "previous" not in path.name:
-            shown = path.relative_to(args.outdir)
-            print(digest_of(path)[:16], shown.with_suffix("") if is_weights(path) else shown)
+    for path in sorted(path for name in FILES for path in args.outdir.rglob(name)):
+        shown = str(path.relative_to(args.outdir)).removesuffix(".safetensors")
+        print(digest_of(path)[:16], shown)
 
 
 def train_and_submit(method, precision, datadir, ckpdir):
@@ -79,8 +49,26 @@ def train_and_submit(method, precision, datadir, ckpdir):
         run(f"submit_{split}.py", *common, "--device", "cpu", "--out", answers)
 
 
-def is_weights(path):
-    return path.name.startswith(("checkpoint", "compact"))
+def run(script, *arguments):
+    command = [sys.executable, str(REPOSITORY / script), *map(str, arguments)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def digest_of(path):
+    digest = hashlib.sha256()
+    if path.suffix == ".safetensors":
+        for name, tensor in sorted(load_file(path).items()):
+            if name.startswith("weights."):
+                name = name.removeprefix("weights.")
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(tensor.contiguous().numpy().tobytes())
+    elif path.name == "records.jsonl":
+        for line in path.read_text().splitlines():
+            record = {k: v for k, v in json.loads(line).items() if k not in TIMES}
+            digest.update(json.dumps(record, sort_keys=True).encode())
+    else:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ import torch
 
 from engine.settings import Settings
 from gumbel_softmax import gumbel_noise
+from methods.baselines import PlainNetwork
 from methods.registry import NO_OPTIONS, build_method
-from models.resnet26 import resnet26
+from models.resnet26 import ResNet, resnet26
 from models.spottune import SpotTuneNet
 from runtime.devices import Compute
 
@@ -59,3 +60,9 @@ def batch(seed=0, count=8, height=16):
     images = torch.randn(count, 3, height, 16, generator=generator)
     labels = torch.randint(0, 5, (count,), generator=generator)
     return images, labels, gumbel_noise((count, BLOCKS, 2), generator)
+
+
+def memory_hungry():
+    """A stem and a head without blocks, and 100 images of 64 x 64 that take 100 MiB in between."""
+    images, labels, noise = batch(count=100)
+    return PlainNetwork(ResNet(5, 64, ())), images.repeat(1, 1, 4, 4), labels, noise

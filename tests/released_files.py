@@ -147,12 +147,12 @@ def with_mean(opcodes):
 
 def refusal_of(read, path):
     """The message with which a file is refused: one helpful line, soon, and nothing was run."""
-    beside, begin = set(path.parent.iterdir()), time.monotonic()
+    beside, begin = set(path.parent.iterdir()), time.process_time()
     with pytest.raises(SpotTuneError) as caught:
         read(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
     assert message.isprintable() and len(message) < len(str(path)) + 300
     assert set(path.parent.iterdir()) == beside
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
     return message

@@ -96,11 +96,6 @@ def test_points_grow_with_the_square_of_what_is_left_of_the_largest_error(accura
     assert task_points(accuracy, max_error=40) == pytest.approx(points)
 
 
-def test_the_score_adds_up_the_tasks_that_are_given():
-    # svhn: E = 3.45 is half of 6.90, hence 250; dtd without error: 1000.
-    assert decathlon_score({"svhn": 96.55, "dtd": 100.0}) == pytest.approx(1250)
-
-
 def test_weight_decays_are_those_of_the_released_code():
     names = {task.weight_decay: set() for task in TASKS}
     for task in TASKS:

@@ -215,9 +215,7 @@ def test_a_mirror_must_hold_the_official_bytes_or_those_of_the_users_file_of_sum
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
-def test_a_run_that_ends_while_unpacking_leaves_whole_folders_and_the_next_does_the_rest(
-    user, name
-):
+def test_a_run_that_ends_while_unpacking_leaves_whole_folders(user, name):
     stop = f'[[ $1 != */.unpacking/cifar100 ]] || "{shutil.which("sleep")}" 60'
     user.write_tool("mv", f'{stop}; exec "{shutil.which("mv")}" "$@"')
     data = user.root / "data"

@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from conftest import left, limited, outcome, records
+from conftest import answers_of, change_json, drop_last_image, left, limited, outcome, records
 
 import submit_val
 from engine.checkpoints import checkpoint_file
@@ -40,9 +40,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_leaves_a_whole_checkpoint_and_the_run_goes_on_once_there_is_room(
-    trained, small_disk
-):
+def test_a_full_disk_leaves_a_whole_checkpoint_to_continue_from(trained, small_disk):
     """Room for one checkpoint of 1.4 MB and the next, but not for a third."""
     filler = small_disk / "filler"
     filler.write_bytes(bytes(800_000))
@@ -73,9 +71,8 @@ def test_a_file_size_limit_leaves_the_checkpoint_before(trained, tmp_path):
 def test_an_interrupted_submission_leaves_the_one_before(trained, tmp_path):
     out = tmp_path / "results.json"
     out.write_text("old")
-    flags = ["--datadir", trained.root, "--ckpdir", trained.ckpdir, "--out", out, "--device", "cpu"]
     with limited(resource.RLIMIT_FSIZE, 2_000), pytest.raises(OSError) as told:
-        submit_val.main([*map(str, flags)])
+        answers_of(submit_val, trained.root, trained.ckpdir, out)
     assert (told.value.errno, told.value.filename) == (errno.EFBIG, str(out))
     assert files(tmp_path) == {"results.json": b"old"}
 
@@ -90,14 +87,12 @@ def without_root_powers():
     return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
 
 
-def test_an_image_that_may_not_be_read_is_named_by_the_process_that_decodes_it(
-    decathlon_root, tmp_path, without_root_powers
-):
+def test_an_image_that_may_not_be_read_is_named(decathlon_root, tmp_path, without_root_powers):
     original = next((decathlon_root / "data/svhn/train").rglob("*.jpg"))
     shutil.copyfile(original, tmp_path / "image.jpg")
     (tmp_path / "image.jpg").chmod(0)
     (tmp_path / "pack").touch()
-    task = {"names": ["image.jpg"], "folder": str(tmp_path), "side": 40, "chunk": 1}
+    task = {"names": ["image.jpg"], "folder": str(tmp_path), "reading": {"side": 40}, "chunk": 1}
     (tmp_path / "task").write_text(json.dumps({**task, "file": str(tmp_path / "pack")}))
     command = [sys.executable, "-c", AS_SCRIPT, tmp_path / "task", "0", "1"]
     done = subprocess.run([*without_root_powers, *command], capture_output=True, check=True)
@@ -138,9 +133,7 @@ def infinite_variance(weights):
         (infinite_variance, "net.pairs.0.kept.bn1.running_var", "10"),  # and after one
     ],
 )
-def test_weights_that_are_not_finite_are_not_saved_though_the_loss_is(
-    change, named, minutes, trained, tmp_path
-):
+def test_weights_that_are_not_finite_are_not_saved(change, named, minutes, trained, tmp_path):
     """One step an epoch: the loss is that of the weights before it. The good checkpoints stay."""
     arguments = ["--tasks", "svhn", "--batch_size", "16", "--nb_epochs"]
     trained.again(tmp_path, *arguments, "1")
@@ -175,12 +168,12 @@ def test_annotations_that_changed_between_two_runs_are_noticed(trained, tmp_path
     trained.again(tmp_path / "c", *svhn, "--nb_epochs", "1")
     path = root / "annotations/svhn_train.json"
     whole = path.read_text()
-    other_label, image_gone = json.loads(whole), json.loads(whole)
-    first, last = other_label["annotations"][0], other_label["annotations"][-1]
-    first["category_id"] = last["category_id"]
-    gone = image_gone["images"].pop()["id"]
-    image_gone["annotations"] = [a for a in image_gone["annotations"] if a["image_id"] != gone]
-    for content in (other_label, image_gone):
-        path.write_text(json.dumps(content))
+
+    def other_label(content):
+        content["annotations"][0]["category_id"] = content["annotations"][-1]["category_id"]
+
+    for change in (lambda path: change_json(path, other_label), drop_last_image):
+        change(path)
         with pytest.raises(SpotTuneError, match="trained on other images or labels than the annot"):
             trained.again(tmp_path / "c", *svhn)
+        path.write_text(whole)

@@ -1,11 +1,12 @@
 """Annotations -> examples -> what the network sees of them."""
 
-import json
+import shutil
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import change_json
 
 from decathlon import TASK_BY_NAME
 from image_cache.orders import View
@@ -26,10 +27,9 @@ def edited(folders, tmp_path):
     """A copy of one of svhn's annotation files, after `change` of its content."""
 
     def edit(change, split="train"):
-        content = json.loads((folders.imdbdir / f"svhn_{split}.json").read_text())
-        change(content)
         path = tmp_path / f"svhn_{split}.json"
-        path.write_text(json.dumps(content))
+        shutil.copyfile(folders.imdbdir / path.name, path)
+        change_json(path, change)
         return path
 
     return edit
@@ -116,14 +116,9 @@ def test_train_and_val_merge_in_this_order(folders):
         (lambda c: c["annotations"].append(c["annotations"][0]), "has 2 labels"),
         (lambda c: c["annotations"][0].update(category_id=10_000_001), "category 10000001"),
         (lambda c: c["annotations"][0].update(category_id="x" * 3000), "category_id"),
-        (lambda c: c["annotations"][0].update(category_id=[1]), "category_id"),
-        (lambda c: c["annotations"][0].pop("image_id"), "image_id"),
-        (lambda c: c["categories"][0].pop("id"), "id"),
         (lambda c: c["images"][0].update(file_name="/etc/passwd"), "outside"),
         (lambda c: c["images"][0].update(file_name="data/../../../etc/passwd"), "outside"),
         (lambda c: c["images"][0].update(file_name="data\\..\\..\\x.jpg"), "outside"),
-        (lambda c: c["images"][0].update(file_name=3), "COCO-style"),
-        (lambda c: c["images"][0].update(id=2**70), "64 bits"),
         (lambda c: c.update(annotations=None), "annotations is None; expected a list"),
         (lambda c: c.update(images=3), "TypeError"),
         (lambda c: c.pop("categories"), "categories"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from conftest import REPOSITORY, SHARED, left, outcome, records
+from conftest import REPOSITORY, answers_of, left, outcome, records
 from networks import BLOCKS, WIDTH
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -24,7 +24,6 @@ from methods.cost import macs_per_image
 from methods.registry import METHODS, build_method, choose_policy
 from methods.spottune import RoutedSpotTune, SpotTune
 from models.resnet26 import Stem, resnet26
-from runtime.errors import SpotTuneError
 from weights.mean_std import read_mean_std
 
 MEAN_STD = read_mean_std(REPOSITORY / "decathlon_mean_std.pickle")
@@ -191,9 +190,7 @@ def sampled(trained, tmp_path_factory):
         ("ucf101", {5e-4: (0.1, 0.01), 1e-3: (0.01, 0.001)}),
     ],
 )
-def test_each_task_trains_with_its_own_weight_decay_and_the_source_with_its_own_milestones(
-    task, optimizers, sampled
-):
+def test_each_task_trains_with_its_own_decay_and_milestones(task, optimizers, sampled):
     """--step1 1 for the targets, --source_steps 2; read from the optimisers at each step."""
     ckpdir, seen = sampled
     steps = SAMPLED[task] // 4  # of an epoch
@@ -222,16 +219,12 @@ def test_every_image_has_noise_of_its_own_in_every_epoch_and_task(sampled):
     assert len(noise.unique(dim=0)) == 2 * (12 + 12)
 
 
-def test_drawn_decisions_differ_between_images_and_are_those_of_the_record_in_a_submission(
-    sampled, trained, tmp_path
-):
+def test_a_submission_draws_the_decisions_of_the_record(sampled, trained, tmp_path):
     ckpdir, seen = sampled
     for task in ("svhn", "ucf101"):
+        flags = [tmp_path / "x", "--policy", "sample", "--tasks", task]
         with watched() as asked:
-            answers = answers_of(
-                submit_val, trained.root, ckpdir, tmp_path / "x", "--policy", "sample",
-                "--tasks", task,
-            )  # fmt: skip
+            answers = answers_of(submit_val, trained.root, ckpdir, *flags)
         drawn = {tuple(row.tolist()) for row in asked.unique_noise("test")}
         assert len(drawn) == 6
         assert drawn < {tuple(row.tolist()) for row in seen[task].unique_noise("test")}
@@ -245,11 +238,9 @@ def test_drawn_decisions_differ_between_images_and_are_those_of_the_record_in_a_
 
 
 def test_trainval_learns_from_val_too_and_says_so(trained, tmp_path, capsys):
+    flags = ["--train_split", "trainval", "--nb_epochs", "1", "--precision", "auto"]
     with watched() as seen:
-        trained.again(
-            tmp_path, "--tasks", "dtd", "--train_split", "trainval", "--nb_epochs", "1",
-            "--precision", "auto",
-        )  # fmt: skip
+        trained.again(tmp_path, "--tasks", "dtd", *flags)
     assert "seen in training" in capsys.readouterr().out
     (record,) = records(tmp_path, "dtd")
     assert record["val_seen_in_training"] is True
@@ -265,18 +256,6 @@ def test_trainval_learns_from_val_too_and_says_so(trained, tmp_path, capsys):
 
 
 # Submissions.
-
-
-def answers_of(script, root, ckpdir, out, *arguments):
-    """The answers by image, each of which has one."""
-    flags = ["--datadir", root, "--ckpdir", ckpdir, "--out", out, "--device", "cpu"]
-    script.main([str(each) for each in (*flags, "--precision", "fp32", *arguments)])
-    answers = read(out)
-    assert all(answer.keys() == {"image_id", "category_id"} for answer in answers)
-    assert all(type(value) is int for answer in answers for value in answer.values())
-    by_image = {answer["image_id"]: answer["category_id"] for answer in answers}
-    assert len(by_image) == len(answers)
-    return by_image
 
 
 @pytest.fixture(scope="module")
@@ -329,16 +308,3 @@ def test_zip_packs_the_same_answers_for_the_server(submitted):
     with zipfile.ZipFile(submitted[1] / "results.zip") as archive:
         assert archive.namelist() == ["results.json"]
         assert archive.read("results.json") == (submitted[1] / "results.json").read_bytes()
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real source weights (shared/) are not here")
-def test_real_pretrained_weights_are_adopted_whole(tmp_path, trained):
-    """The stand-in for the released file has 200 classes, the made-up imagenet12 other ones."""
-    file = SHARED / "mini-decathlon/resnet26_tinyimagenet.t7"
-    flags = ["--pretrained", file, "--width", "32", "--nb_epochs", "1"]
-    with pytest.raises(SpotTuneError, match="knows 200 categories"):
-        trained.again(tmp_path, *flags)
-    trained.again(tmp_path, *flags, "--tasks", "vgg-flowers")
-    source = left(tmp_path, SOURCE.name).weights
-    assert len(source) == 25 + 26 * 5 + 2  # convolutions, BN, linear
-    assert source["net.head.linear.weight"].shape == (200, 256)

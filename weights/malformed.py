@@ -1,33 +1,20 @@
-"""What reading a file raises that is damaged or of another kind, and how its user is told."""
+"""What reading a damaged file of weights or means raises, and how its user is told."""
 
 import pickle
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from runtime.errors import SpotTuneError
+from runtime.errors import MISFITS, SpotTuneError
 
 
 class RefusedError(ValueError):
     """Says what was found in a file that cannot be accepted, without naming the file."""
 
 
-# What Python and safetensors raise when the values in a file do not fit together.
-MALFORMED = (
-    SafetensorError,
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-    struct.error,
-)
+MALFORMED = (*MISFITS, SafetensorError, pickle.UnpicklingError, EOFError)
 
 
 @contextmanager

@@ -24,7 +24,8 @@ from torch import Tensor
 from models.resnet26 import BLOCKS_PER_STAGE, ResNet, resnet26
 from runtime.errors import SpotTuneError, brief
 from weights.legacy_t7 import MAGIC, network_in, read_legacy_weights
-from weights.malformed import MALFORMED, RefusedError, refusing
+from weights.malformed import RefusedError, refusing
+from weights.state_dict import as_state_dict, saved_by_torch, without_data_parallel
 from weights.tensor_file import content_sha256, from_bytes
 
 OUR_NAME_OF = {
@@ -55,7 +56,6 @@ def our_name(legacy_name: str) -> str:
 
 SOURCE_KIND, PREFIX = "source", "weights.net."  # in our own checkpoints, see engine/checkpoints.py
 OLD_FORMAT = "spottune-decathlon"  # how the "format" of a checkpoint.pt began
-DATA_PARALLEL_PREFIX = "module."
 EXPECTED = (
     "a ResNet-26 as resnet26_pretrained.t7, a state dict with its names or ours, or a source "
     "checkpoint of main.py. Download it again, or name another file"
@@ -89,20 +89,10 @@ def read_source_weights(path: Path) -> dict[str, Tensor]:
 
 def _saved_by_torch(path: Path) -> dict[str, Tensor]:
     """A state dict, bare or under "net"."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, AssertionError, MemoryError, *MALFORMED) as error:
-        raise RefusedError("a damaged file, or one that holds more than tensors") from error
+    saved = saved_by_torch(path)
     if isinstance(saved, dict) and str(saved.get("format")).startswith(OLD_FORMAT):
         raise RefusedError("a checkpoint of an earlier version of this project")
-    weights = network_in(saved)
-    if not isinstance(weights, dict) or not all(map(_is_plain_tensor, weights.values())):
-        raise RefusedError("something other than tensors by name")
-    return weights
-
-
-def _is_plain_tensor(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided
+    return as_state_dict(network_in(saved))
 
 
 def _from_safetensors(data: bytes) -> dict[str, Tensor]:
@@ -118,8 +108,7 @@ def _from_safetensors(data: bytes) -> dict[str, Tensor]:
 
 def _by_our_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights under our names, whether they have these already or the released code's."""
-    if all(str(name).startswith(DATA_PARALLEL_PREFIX) for name in weights):
-        weights = {name.removeprefix(DATA_PARALLEL_PREFIX): w for name, w in weights.items()}
+    weights = without_data_parallel(weights)
     if "stem.conv.weight" in weights:
         return dict(weights)
     renamed = {}

@@ -5,7 +5,7 @@ import json
 import zipfile
 
 import pytest
-from conftest import SHARED, run_script
+from conftest import SHARED
 
 import score
 from challenge import scoring, submissions
@@ -97,9 +97,7 @@ def test_points_and_mean_follow_from_the_accuracies(folder):
          "unknown: 80100010, 80100011, 80100012, ..."),
     ],
 )  # fmt: skip
-def test_a_missing_doubled_or_foreign_answer_is_wrong_and_an_unknown_one_is_named(
-    folder, answers, correct, problem
-):
+def test_a_missing_doubled_or_foreign_answer_is_wrong(folder, answers, correct, problem):
     figures = scored(folder, answers)
     assert figures["tasks"]["svhn"][problem.partition(":")[0]] == (4 if correct == 3 else 1)
     assert figures["tasks"]["svhn"]["correct"] == correct
@@ -125,19 +123,13 @@ def test_tasks_left_out_or_without_labels_are_not_scored_and_named(folder):
 
 
 @pytest.mark.parametrize(
-    ("answers", "hint"),
-    [
-        (dict.fromkeys(range(80_200_000, 80_200_020), 80_000_001), "was --split test meant?"),
-        (dict.fromkeys(range(80_000_000, 80_000_020), 80_000_001), "it is not scored"),
-        (SVHN | DTD | {80_200_001: 80_000_001}, None),
-        ({80_100_099: 80_000_001}, None),
-    ],
-    ids=["test", "train", "few are unknown", "they are of this split"],
+    ("answers", "asks"),
+    [({80_200_001: 80_000_001}, True), (SVHN | {80_200_001: 80_000_001}, False)],
+    ids=["of another split", "one unknown"],
 )
-def test_answers_to_another_split_get_a_hint(folder, answers, hint):
-    figures = scored(folder, as_answers(answers))
-    hints = [note for note in figures["notes"] if note.startswith("WRONG SPLIT?")]
-    assert [hint in note for note in hints] == ([True] if hint else [])
+def test_where_no_task_is_answered_the_split_is_asked_about(folder, answers, asks):
+    notes = scored(folder, as_answers(answers))["notes"]
+    assert ("NO TASK IS ANSWERED: was --split val meant?" in notes) == asks
 
 
 def test_the_table_shows_yours_above_the_published_rows_and_in_what_they_differ(folder, capsys):
@@ -174,13 +166,10 @@ def test_labels_and_answers_may_come_in_zips(folder, tmp_path, inside):
 @pytest.mark.parametrize(
     "text",
     [
-        "[]",
         "{}",
         "[3]",
-        '[{"image_id": 80100001}]',
         '[{"image_id": "80100001", "category_id": 80000001}]',
         '[{"image_id": true, "category_id": 80000001}]',
-        '[{"image_id": 80100001, "category_id": NaN}]',
         # Longer than 64 bits: they can share a hash; a dict of 100,000 of them takes minutes.
         '[{"image_id": 1%s, "category_id": 1}]' % ("0" * 4000),
     ],
@@ -189,24 +178,14 @@ def test_answers_in_another_form_are_refused_in_one_line(folder, text):
     assert 'expected a list of {"image_id": whole number' in complaint(folder, text)
 
 
-@pytest.mark.parametrize("content", ["", b"\xff\xfe\x00"], ids=["empty", "binary"])
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", "[" * 100_000], ids=["binary", "deep"])
 def test_answers_that_are_no_json_are_refused_in_one_line(folder, content):
     assert "not readable as JSON" in complaint(folder, content)
 
 
-@pytest.mark.parametrize(
-    "document",
-    [
-        [],
-        coco(SVHN) | {"annotations": coco(SVHN)["annotations"] * 2},
-        coco({"a": 80_000_001}),
-        coco(DTD),
-    ],
-    ids=["list", "doubled", "string", "other task's"],
-)
-def test_labels_in_another_form_are_refused_in_one_line(folder, document):
-    (folder / "svhn_val.json").write_text(json.dumps(document))
-    assert str(folder) in complaint(folder, json.dumps(as_answers(SVHN)))
+def test_labels_of_one_image_in_two_files_are_refused(folder):
+    (folder / "svhn_val.json").write_text(json.dumps(coco(DTD)))
+    assert f"{folder}: images that two tasks label" in complaint(folder, json.dumps(RIGHT))
 
 
 def test_what_is_not_there_is_told_with_what_was_looked_for(folder, tmp_path):
@@ -222,13 +201,12 @@ def test_what_is_not_there_is_told_with_what_was_looked_for(folder, tmp_path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"no zip", "not a readable zip"),
         (zipped({"results.json": ""}).replace(b"PK\x01\x02", b"PK\x01\x03"), "not a readable zip"),
         (zipped({"a/results.json": "", "b/results.json": ""}), "holds results.json 2 times"),
         (zipped({"another.json": ""}), "no results.json found"),
         (zipped({"results.json": " " * 5000}), "results.json: 5,000 bytes, more than any file"),
     ],
-    ids=["text", "damaged", "two", "none", "bloated"],
+    ids=["damaged", "two", "none", "bloated"],
 )
 def test_a_zip_without_readable_answers_is_refused(folder, content, told, monkeypatch):
     monkeypatch.setattr(submissions, "MAX_BYTES", 4999)
@@ -239,14 +217,6 @@ def test_the_figures_never_replace_the_answers(folder, tmp_path):
     out = str(tmp_path / "results.json")
     assert "this file is to be scored" in complaint(folder, json.dumps(RIGHT), "--json", out)
     assert json.loads((tmp_path / "results.json").read_text()) == RIGHT
-
-
-def test_the_command_ends_in_one_line_and_status_1_on_a_mistake(folder, tmp_path):
-    (tmp_path / "results.json").write_text("[" * 100_000)
-    ended = run_script("score.py", "results.json", "--annotations", folder, cwd=tmp_path)
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr.startswith("error: results.json: not readable as JSON (maximum recursion")
-    assert ended.stderr.count("\n") == 1
 
 
 # The official test labels.

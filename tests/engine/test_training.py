@@ -1,14 +1,12 @@
 """The schedule, the step, and the record of an epoch."""
 
 import copy
-import multiprocessing
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import little_memory
-from networks import CPU, batch, tiny_method
+from networks import CPU, memory_hungry, tiny_method
 
 from decathlon import TASK_BY_NAME
 from engine.evaluation import InPieces, predict, summarise
@@ -17,9 +15,7 @@ from engine.step import EpochSums, Trainer, lr_multiplier, noise_for, num_steps,
 from image_cache.batches import TaskData
 from image_cache.packed import DataFolders
 from imdbfolder_coco import load_images, view_of
-from methods.baselines import PlainNetwork
 from methods.optimizers import Rates
-from models.resnet26 import ResNet
 from runtime.devices import Compute
 from runtime.distributed import ALONE
 from runtime.errors import SpotTuneError
@@ -147,35 +143,6 @@ def test_large_weights_whose_sum_overflows_are_finite():
 
 
 # Memory.
-
-
-@pytest.fixture
-def with_little_memory(capfd):
-    """Runs a function with 64 MiB more than there are, in a process of its own; what it printed.
-
-    The libraries of this process would not recover.
-    """
-
-    def run(function):
-        def child():
-            with limit:
-                function()
-
-        limit = little_memory(2**26)
-        process = multiprocessing.get_context("fork").Process(target=child)
-        process.start()
-        process.join()
-        out, err = capfd.readouterr()
-        assert process.exitcode == 0, err
-        return out
-
-    return run
-
-
-def memory_hungry():
-    """A stem and a head without blocks, and 100 images of 64 x 64 that take 100 MiB in between."""
-    images, labels, noise = batch(count=100)
-    return PlainNetwork(ResNet(5, 64, ())), images.repeat(1, 1, 4, 4), labels, noise
 
 
 @pytest.mark.filterwarnings(

@@ -39,9 +39,7 @@ def test_targets_start_from_the_source_and_draw_the_rest_by_seed_and_task(traine
         assert len({tuple(start[drawn].flatten().tolist()) for start in starts}) == 3, drawn
 
 
-def test_weights_from_a_file_are_evaluated_once_and_serve_tasks_with_other_settings(
-    trained, tmp_path
-):
+def test_weights_from_a_file_are_evaluated_once_and_serve_all_tasks(trained, tmp_path):
     trained.again(tmp_path, "--tasks", SOURCE.name)
     (record,) = records(tmp_path, SOURCE.name)
     assert record["epoch"] == 0
@@ -54,9 +52,7 @@ def test_weights_from_a_file_are_evaluated_once_and_serve_tasks_with_other_setti
         trained.again(tmp_path, "--pretrained", "none")
 
 
-def test_the_runs_own_source_checkpoint_may_be_named_as_pretrained_but_no_other_file(
-    trained, tmp_path
-):
+def test_no_file_but_its_own_takes_the_place_of_a_trained_source(trained, tmp_path):
     before = trained.source.read_bytes()
     trained.again(trained.ckpdir, "--tasks", "svhn")
     source = Checkpoint.load(trained.source)
@@ -78,9 +74,7 @@ def own(trained, tmp_path):
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_targets_do_not_start_from_an_epoch_before_the_last_and_are_told_how_to_go_on(
-    named, own, trained, tmp_path
-):
+def test_targets_do_not_start_from_an_unfinished_source(named, own, trained, tmp_path):
     cut_short(own)
     before = files(own.parent)
     for _ in range(2):
@@ -90,9 +84,7 @@ def test_targets_do_not_start_from_an_epoch_before_the_last_and_are_told_how_to_
     assert not (tmp_path / "svhn").exists()
 
 
-def test_a_damaged_source_that_is_a_task_goes_on_from_the_one_before(
-    own, trained, tmp_path, capsys
-):
+def test_a_damaged_source_continues_from_the_one_before(own, trained, tmp_path, capsys):
     cut_short(own)
     trained.again(tmp_path, "--pretrained", "none", "--tasks", SOURCE.name, "svhn")
     said = capsys.readouterr().out
@@ -102,9 +94,7 @@ def test_a_damaged_source_that_is_a_task_goes_on_from_the_one_before(
         assert outcome(tmp_path, task) == outcome(trained.ckpdir, task)
 
 
-def test_targets_start_from_a_finished_source_that_was_kept_and_leave_it_as_it_is(
-    own, trained, tmp_path, capsys
-):
+def test_targets_start_from_the_source_kept_before_a_damaged_one(own, trained, tmp_path, capsys):
     """So that several, side by side, do not get in each other's way. Only its own run mends it."""
     shutil.copyfile(own, previous_file(own))
     cut_short(own)

@@ -4,11 +4,11 @@ import json
 import os
 import shutil
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import change_json, drop_last_image
 from PIL import Image
 from torchvision import transforms
 
@@ -36,12 +36,9 @@ def load(folders):
     return load_images(TASK_BY_NAME["svhn"], ["train"], folders, 16)
 
 
-def annotations_of(folders):
-    return json.loads((folders.imdbdir / "svhn_train.json").read_text())
-
-
 def image_paths(folders):
-    return [folders.datadir / image["file_name"] for image in annotations_of(folders)["images"]]
+    content = json.loads((folders.imdbdir / "svhn_train.json").read_text())
+    return [folders.datadir / image["file_name"] for image in content["images"]]
 
 
 @pytest.mark.parametrize("size", [(16, 16), (40, 25), (25, 40), (73, 72), (9, 200)])
@@ -94,12 +91,9 @@ def test_packs_of_two_sides_stand_side_by_side(folders, capsys):
 
 
 def test_changed_annotations_are_packed_again(folders):
-    load(folders)
-    content = annotations_of(folders)
-    gone = content["images"].pop()
-    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != gone["id"]]
-    (folders.imdbdir / "svhn_train.json").write_text(json.dumps(content))
-    assert gone["id"] not in load(folders).image_ids
+    *kept, _ = load(folders).image_ids
+    drop_last_image(folders.imdbdir / "svhn_train.json")
+    assert load(folders).image_ids.tolist() == kept
 
 
 @pytest.mark.parametrize("damage", ["cut short", "emptied", "another file", "index flipped"])
@@ -120,20 +114,16 @@ def test_a_damaged_pack_is_made_again_with_a_message(folders, damage, capsys):
 
 
 def forge(path, change):
-    """A packed file with a changed index or facts and the right checksum over them.
-
-    `change` alters both in place, or returns what is written instead of the facts.
-    """
+    """Let `change` alter index and facts of a packed file, under a checksum that is right."""
     data = path.read_bytes()
-    magic, index_offset, _, _ = packed.HEADER.unpack(data[: packed.HEADER.size])
-    tail = bytearray(data[index_offset:])
-    count = int.from_bytes(tail[:8], "little")
-    index = np.frombuffer(tail, packed.INDEX, count=count, offset=8).copy()
-    facts = json.loads(tail[8 + index.nbytes :])
-    text = change(index, facts) or json.dumps(facts)
-    tail = count.to_bytes(8, "little") + index.tobytes() + text.encode()
-    header = packed.HEADER.pack(magic, index_offset, index_offset + len(tail), zlib.crc32(tail))
-    path.write_bytes(header + data[packed.HEADER.size : index_offset] + tail)
+    _, begin, *_ = packed.HEADER.unpack_from(data)
+    index = np.frombuffer(data, packed.INDEX, count=12, offset=begin + 8).copy()
+    facts = json.loads(data[begin + 8 + index.nbytes :])
+    change(index, facts)
+    with path.open("r+b") as stream:
+        stream.truncate(begin)
+        stream.seek(begin)
+        packed.finish(stream, index, facts)
 
 
 def set_first(field, value):
@@ -153,7 +143,6 @@ def set_first(field, value):
         lambda index, facts: facts.update(categories=[]),
         lambda index, facts: facts.update(categories=[2**63]),
         lambda index, facts: facts.update(version=1),
-        lambda index, facts: "[" * 100_000,
     ],
 )
 def test_a_forged_pack_is_not_believed(folders, change, capsys):
@@ -216,11 +205,10 @@ def test_other_formats_are_read_too(folders, kind):
     ],
 )
 def test_odd_file_names_are_read_or_named_in_a_line(folders, name, listed):
-    content = annotations_of(folders)
     if name:
         image_paths(folders)[0].rename(folders.datadir / name)
-    content["images"][0]["file_name"] = listed
-    (folders.imdbdir / "svhn_train.json").write_text(json.dumps(content))
+    file = folders.imdbdir / "svhn_train.json"
+    change_json(file, lambda content: content["images"][0].update(file_name=listed))
     if name:
         assert len(load(folders)) == 12
     else:
@@ -252,7 +240,6 @@ def bitmap(width, height):
         (10_000, 9_000, "exceeds limit"),  # where Pillow only warns
         (1, 500, ""),
         (1, 1_001, "1 x 1001 pixels"),
-        (100_000, 2, "cannot be decoded"),
     ],
 )
 def test_an_image_that_would_take_gigabytes_is_refused(width, height, words, folders):
@@ -298,21 +285,20 @@ def test_processes_write_the_same_file_as_one_alone(folders, request):
     assert pack_of(folders).read_bytes() == alone
 
 
-@pytest.mark.parametrize("moment", ["begins", "waits for its place"])
-def test_a_process_that_dies_is_noticed(moment, folders, workers, monkeypatch):
-    def killed(method):
-        def call(self, *arguments):
-            found = method(self, *arguments)
-            self.kill()
-            self.wait()
-            return found
+@pytest.mark.parametrize("method", ["__init__", "result"])
+def test_a_process_that_dies_is_noticed(method, folders, workers, monkeypatch):
+    """At once, or after its first image; the next is larger than what a pipe holds."""
 
-        return call
+    def killed(self, *arguments):
+        found = original(self, *arguments)
+        self.kill()
+        self.wait()
+        return found
 
-    name = "__init__" if moment == "begins" else "chunk_results"
-    monkeypatch.setattr(decoding.Worker, name, killed(getattr(decoding.Worker, name)))
+    original = getattr(decoding.Worker, method)
+    monkeypatch.setattr(decoding.Worker, method, killed)
     with pytest.raises(SpotTuneError, match="ended before its work was done"):
-        load(folders)
+        load_images(TASK_BY_NAME["svhn"], ["train"], folders, 200)
     assert len(workers) == 3
     assert all(process.poll() is not None for process in workers)
     assert list(folders.cachedir.iterdir()) == []

@@ -21,8 +21,8 @@ from methods.cost import macs_per_image
 from methods.global_k import Compact
 from methods.optimizers import Rates
 from methods.registry import METHODS, Options, build_method
+from models.residual import ResidualNetwork
 from models.resnet26 import resnet26
-from models.spottune import SingleBranchNet
 from runtime.errors import SpotTuneError
 
 RATES = Rates(network=0.1, policy=0.01, weight_decay=5e-4)
@@ -99,7 +99,7 @@ def test_all_fine_tuned_or_all_kept_at_test_time_is_a_plain_network(policy, bran
     method = build("spottune").double().eval()
     images = batch()[0].double()
     blocks = [getattr(pair, branch) for pair in method.net.pairs]
-    plain = SingleBranchNet(method.net.stem, torch.nn.ModuleList(blocks), method.net.head)
+    plain = ResidualNetwork(method.net.stem, blocks, method.net.head)
     added = added_at_test_time(policy, 8, BLOCKS, torch.Generator())
     for ours in (method, method.evaluator()):
         torch.testing.assert_close(ours(images, added)[0], plain(images))
@@ -255,7 +255,8 @@ def submit(trained, ckpdir, *flags):
     """The category of each image of svhn's val."""
     out = ckpdir / "results.json"
     arguments = ["--datadir", trained.root, "--ckpdir", ckpdir, "--out", out, "--tasks", "svhn"]
-    submit_val.main([str(each) for each in (*arguments, "--device", "cpu", *flags)])
+    arguments += ["--device", "cpu", "--precision", "fp32"]  # as in training
+    submit_val.main([str(each) for each in (*arguments, *flags)])
     return {answer["image_id"]: answer["category_id"] for answer in json.loads(out.read_text())}
 
 

@@ -14,7 +14,7 @@ from imdbfolder_coco import load_images
 from methods.registry import METHODS
 from reporting import figures, plots
 from reporting.extremes import EACH, Example, extremes, find_extremes
-from reporting.plots import FINE_TUNED, KEPT, save, share_figure
+from reporting.plots import FINE_TUNED, KEPT, share_figure
 from reporting.runs import Variant
 from reporting.statistics import mean_shares
 from reporting.study import read_study
@@ -51,15 +51,6 @@ def test_every_title_label_and_legend_lies_inside_its_figure(study):
         box = picture.figure.get_tightbbox().transformed(picture.figure.dpi_scale_trans)
         assert min(box.x0, box.y0) >= 0, picture.name
         assert (box.x1 <= width + 1, box.y1 <= height + 1) == (True, True), picture.name
-
-
-@pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_a_figure_drawn_twice_has_the_same_bytes(suffix, tmp_path):
-    paths = [tmp_path / f"{turn}.{suffix}" for turn in ("first", "second")]
-    for path in paths:
-        save(share_figure({"dtd": [0.1] * 6 + [0.9] * 6}, "a title"), path)
-    assert paths[0].read_bytes() == paths[1].read_bytes()
-    assert b"<dc:date>" not in paths[0].read_bytes()
 
 
 def test_any_two_methods_have_colours_that_can_be_told_apart():

@@ -97,8 +97,6 @@ def markdown(out):
         ("Cost over all tasks", "SpotTune", {
             "stored, M": "20.00", "stored, × source": "3.33", "GMAC, network": "0.330",
             "GMAC, policy network": "0.070", "training, minutes": "2.0"}),
-        ("Compute per image, GMAC: network + policy network", "SpotTune", {"dtd": "0.330 + 0.070"}),
-        ("Compute per image, GMAC: network + policy network", TUNED, {"dtd": "0.330"}),
         ("Settings of methods", TUNED, {"learning rate": "0.1; 0.02 (svhn)",
                                         "of the policy network": "–"}),
         ("Settings of methods", "SpotTune", {"of the policy network": "0.01"}),

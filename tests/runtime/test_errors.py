@@ -49,6 +49,16 @@ def test_a_script_whose_lines_nobody_reads_any_more_goes_on_to_its_end(body, opt
     assert (done.returncode, done.stderr) == (status, told)
 
 
+@pytest.mark.parametrize(
+    "body", ["import torch; torch.empty(2**60)", "raise MemoryError", "bytes(2**62)"]
+)
+def test_a_lack_of_memory_anywhere_ends_in_one_line_that_tells_what_to_do(body):
+    done = ended(body)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("error: out of memory (")
+    assert "--batch_size" in done.stderr
+
+
 @pytest.mark.parametrize("body", ["print('a line')", PRINT_MUCH], ids=["one line", "much"])
 def test_a_full_disk_ends_in_one_line_that_tells_what_to_do(body):
     if not Path("/dev/full").is_char_device():

@@ -1,13 +1,12 @@
 """Files that are written whole or not at all, and what killed writers leave."""
 
-import subprocess
 import sys
+from subprocess import PIPE
 
 import pytest
-from conftest import REPOSITORY
 
 from runtime.errors import SpotTuneError
-from runtime.files import keep_copy, replacing, write_whole
+from runtime.files import keep_copy, write_whole
 
 WRITER = """
 import sys, time
@@ -29,16 +28,13 @@ for _ in range(400):
 
 
 @pytest.fixture
-def half_way(tmp_path):
+def half_way(tmp_path, started):
     """A process in the middle of writing `file`."""
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    command = [sys.executable, "-c", WRITER, str(path)]
-    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    writer = started([sys.executable, "-c", WRITER, path], stdout=PIPE)
     assert writer.stdout.readline() == "writing\n"
-    yield path, writer
-    writer.kill()
-    writer.communicate()
+    return path, writer
 
 
 def leftovers(path):
@@ -65,9 +61,9 @@ def test_a_living_writers_file_is_not_taken_away(half_way):
     assert len(leftovers(path)) == 1
 
 
-def test_several_processes_may_write_one_file_at_the_same_moment(tmp_path):
-    command = [sys.executable, "-c", MANY_TIMES, str(tmp_path / "file")]
-    writers = [subprocess.Popen(command, cwd=REPOSITORY) for _ in range(3)]
+def test_several_processes_may_write_one_file_at_the_same_moment(tmp_path, started):
+    command = [sys.executable, "-c", MANY_TIMES, tmp_path / "file"]
+    writers = [started(command) for _ in range(3)]
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     assert (tmp_path / "file").read_bytes() == b"whole"
     assert leftovers(tmp_path / "file") == []
@@ -77,16 +73,6 @@ def test_several_processes_may_write_one_file_at_the_same_moment(tmp_path):
 def test_a_name_that_no_file_can_have_is_told_in_one_line(name, tmp_path):
     with pytest.raises(SpotTuneError, match="expected a file name in a folder that exists"):
         write_whole(tmp_path / name, b"new")
-
-
-def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    with pytest.raises(KeyError), replacing(path) as stream:
-        stream.write(b"half")
-        raise KeyError
-    assert path.read_bytes() == b"old"
-    assert leftovers(path) == []
 
 
 def test_a_kept_copy_holds_what_was_there_after_the_file_is_replaced(tmp_path):

@@ -4,13 +4,12 @@ import errno
 import fcntl
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
+from subprocess import PIPE
 
 import pytest
-from conftest import REPOSITORY
 
 from engine.checkpoints import checkpoint_file
 from runtime.errors import SpotTuneError
@@ -22,21 +21,15 @@ HOLD += "with claimed(Path(sys.argv[1])):\n    print('held', flush=True); time.s
 
 
 @pytest.fixture
-def holding(tmp_path):
+def holding(tmp_path, started):
     """Starts a process that holds the lock of a task's folder until it is killed."""
-    processes = []
 
     def start(task):
-        command = [sys.executable, "-c", HOLD, str(tmp_path / task)]
-        pipe = subprocess.PIPE
-        processes.append(subprocess.Popen(command, cwd=REPOSITORY, stdout=pipe, text=True))
-        assert processes[-1].stdout.readline() == "held\n"
-        return processes[-1]
+        process = started([sys.executable, "-c", HOLD, tmp_path / task], stdout=PIPE)
+        assert process.stdout.readline() == "held\n"
+        return process
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+    return start
 
 
 @pytest.fixture
@@ -69,9 +62,7 @@ def test_a_patient_process_waits_and_says_for_whom(other_process, tmp_path, caps
 
 
 @pytest.mark.parametrize("reason", [errno.ENOLCK, errno.ENOSYS])
-def test_a_file_system_without_locks_is_told_and_used_all_the_same(
-    reason, monkeypatch, tmp_path, capsys
-):
+def test_a_file_system_without_locks_is_used_with_a_message(reason, monkeypatch, tmp_path, capsys):
     def flock(file, operation):
         raise OSError(reason, os.strerror(reason))
 
@@ -84,18 +75,14 @@ def test_a_file_system_without_locks_is_told_and_used_all_the_same(
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
-def test_training_a_task_that_another_process_trains_is_refused_at_once(
-    other_process, trained, tmp_path
-):
+def test_a_task_that_another_process_trains_is_refused(other_process, trained, tmp_path):
     """Before any of the run's tasks is trained, not only when it is that one's turn."""
     with pytest.raises(SpotTuneError, match=f"svhn: process {other_process.pid} on"):
         trained.again(tmp_path, "--tasks", "dtd", "svhn")
     assert not (tmp_path / "dtd").exists()
 
 
-def test_source_weights_that_another_process_is_adopting_are_waited_for(
-    holding, trained, tmp_path, capsys
-):
+def test_weights_that_another_process_adopts_are_waited_for(holding, trained, tmp_path, capsys):
     """So that tasks started side by side can share one file of source weights."""
     process = holding("imagenet12")
     threading.Timer(0.5, process.kill).start()

@@ -10,46 +10,29 @@ import sys
 import pytest
 from conftest import PATIENCE, REPOSITORY, left, wait_until
 
+from engine.records import epochs_recorded
+
 
 @pytest.fixture
 def svhn(trained, tmp_path):
     """The command line that trains svhn for so many epochs."""
 
     def command(epochs, ckpdir=tmp_path):
-        words = [sys.executable, REPOSITORY / "main.py", *trained.arguments, "--tasks", "svhn"]
-        words += ["--ckpdir", ckpdir, "--pretrained", trained.source, "--nb_epochs", epochs]
-        return [*map(str, words), "--threads", "1"]
+        return trained.command(ckpdir, "--tasks", "svhn", "--nb_epochs", epochs)
 
     return command
 
 
-@pytest.fixture
-def started():
-    """Starts a process that does not outlive its test."""
-    processes = []
-
-    def start(command, **streams):
-        processes.append(subprocess.Popen(command, start_new_session=True, **streams))
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
-
-
 def epochs_done(ckpdir):
-    path = ckpdir / "svhn/records.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
+    return epochs_recorded(ckpdir / "svhn")
 
 
 def test_a_closed_terminal_lets_the_step_finish_and_be_saved(svhn, started, tmp_path):
     """The kernel sends SIGHUP, and nothing can be written there any more."""
     ours, theirs = pty.openpty()
     terminal = os.ttyname(theirs)
-    process = started(
-        ["sh", "-c", f"exec {shlex.join(svhn(100_000))} <{terminal} >{terminal} 2>&1"]
-    )
+    line = f"exec {shlex.join(svhn(100_000))} <{terminal} >{terminal} 2>&1"
+    process = started(["sh", "-c", line], start_new_session=True)
     wait_until(lambda: epochs_done(tmp_path))
     os.close(theirs)
     os.close(ours)
@@ -70,7 +53,7 @@ def test_under_nohup_a_closed_terminal_changes_nothing(svhn, started, tmp_path):
 def test_a_run_goes_on_without_its_reader_and_is_saved_when_it_is_stopped(svhn, started, tmp_path):
     """As with `2>&1 | head -1`, and `2>&1 | tee log` on Ctrl-C, which ends tee first."""
     process = started(svhn(100_000), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert process.stdout.readline().startswith(b"SpotTune on cpu")
+    assert process.stdout.readline().startswith("SpotTune on cpu")
     process.stdout.close()
     wait_until(lambda: epochs_done(tmp_path) > 1)
     process.send_signal(signal.SIGINT)

@@ -46,20 +46,9 @@ def number(chance: Random, length: int) -> bytes:
 # JSON.
 
 ODD_VALUES = (None, True, -1, 0, 1, 1.5, 2.0**63, 2**31, 2**63 - 1, 2**64, 10**400, "", "1", [])
-ODD_VALUES += (
-    "x" * 10_000,
-    {},
-    [[]],
-    [None],
-    {"id": 1},
-    [1, 2],
-    "\u202e\n",
-    "\0",
-    "data/svhn",
-    ".",
-)
+ODD_VALUES += ("x" * 10_000, {}, [[]], [None], {"id": 1}, [1, 2], "\u202e\n", "\0", "data/svhn")
 ODD_VALUES += ("../../../etc/passwd", "/etc/passwd", "data/../../x", "..\\x", "~/x", "x/" * 3000)
-ODD_VALUES += ("\ud800", "/")
+ODD_VALUES += (".", "\ud800", "/")
 RAW_JSON = ("NaN", "-Infinity", "1e999", "9" * 6000, "-" + "9" * 30, "[" * 500 + "]" * 500)
 RAW_JSON += ("[" * 100_000, '{"a":' * 100_000, '"\\ud800"', '"\\u001b[2J"', "01", "'x'", "")
 

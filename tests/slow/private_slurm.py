@@ -9,9 +9,10 @@ import secrets
 import shutil
 import socket
 import subprocess
-import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from conftest import wait_until
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
@@ -115,35 +116,26 @@ def running(command: list[str], log: Path):
 
 
 @contextmanager
-def started(folder: Path):
+def slurm_in(folder: Path):
     """A SLURM that takes jobs; yields the path of its configuration, for SLURM_CONF."""
     conf = configure(folder)
     with ExitStack() as stack:
         for number, command in enumerate(daemons(folder, conf)):
             stack.enter_context(running(command, folder / f"{number}-{command[0]}.out"))
         ask = {**os.environ, "SLURM_CONF": str(conf)}
-        wait_for_nodes(folder, ask)
+        wait_for_nodes(ask)
         yield conf
         subprocess.run(["scancel", "--me"], env=ask, check=True)
-        wait_until(lambda: not squeue("%i", ask), 60, "an empty queue")
+        wait_until(lambda: not squeue("%i", ask))
 
 
-def wait_for_nodes(folder: Path, environment: dict[str, str]) -> None:
+def wait_for_nodes(environment: dict[str, str]) -> None:
     def all_idle() -> bool:
         command = ["sinfo", "--noheader", "--Node", "--partition=low", "--format=%N %T"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         return done.stdout.split().count("idle") == len(NODES)
 
-    wait_until(all_idle, 60, f"idle nodes; see the logs in {folder}")
-
-
-def wait_until(holds, seconds: float, what: str) -> None:
-    """Look again and again, until `holds()`; raises TimeoutError."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds} s for {what}")
-        time.sleep(0.1)
+    wait_until(all_idle)  # else see the logs in the folder
 
 
 def squeue(form: str, environment=None, *options: str) -> list[str]:

@@ -1,6 +1,5 @@
 """The source network trained by several processes, started by torchrun (gloo, on the CPU)."""
 
-import json
 import os
 import shutil
 import signal
@@ -9,7 +8,7 @@ import subprocess
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL, left, outcome
+from conftest import SMALL, drop_last_image, left, outcome
 
 import main
 from decathlon import SOURCE
@@ -46,11 +45,7 @@ def odd_root(decathlon_root, tmp_path_factory):
     """23 training images: the last batch of 8 has 7, so that two processes get 4 and 3."""
     root = tmp_path_factory.mktemp("odd") / "decathlon-1.0"
     shutil.copytree(decathlon_root, root, ignore=shutil.ignore_patterns("packed"))
-    path = root / "annotations" / f"{SOURCE.name}_train.json"
-    content = json.loads(path.read_text())
-    gone = content["images"].pop()["id"]
-    content["annotations"] = [row for row in content["annotations"] if row["image_id"] != gone]
-    path.write_text(json.dumps(content))
+    drop_last_image(root / "annotations" / f"{SOURCE.name}_train.json")
     return root
 
 

@@ -229,7 +229,7 @@ def in_a_process(folder, function, *arguments):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_file_is_loaded_or_refused_in_one_clear_line(kind, made, figures):
+def test_a_damaged_file_is_loaded_or_refused_in_one_clear_line(kind, made, capsys):
     data, seeds = made
     folder = data.parent / kind
     try:
@@ -237,7 +237,8 @@ def test_a_damaged_file_is_loaded_or_refused_in_one_clear_line(kind, made, figur
     except BrokenProcessPool:
         where = (folder / "traceback").read_text()
         pytest.fail(f"case {(folder / 'case').read_text()} ended its process: {where}")
-    figures.append(f"{kind:15} {found}")
+    with capsys.disabled():
+        print(f"\n{kind:15} {found}")
     assert not found["failures"]
     assert found["loaded"] > 0 and found["loaded"] + found["refused"] == KINDS[kind].cases
 
@@ -245,8 +246,6 @@ def test_a_damaged_file_is_loaded_or_refused_in_one_clear_line(kind, made, figur
 SEEN = {
     "pickle.loads(b'cposix\\nsystem\\n(Vtouch canary\\ntR.')": "it did pickle.find_class",
     "try: os.system('touch canary')\nexcept BaseException: pass": "it did os.system",
-    "socket.socket()": "it did socket.__new__",
-    "eval('1 + 1')": "it did compile",
     "__import__('antigravity')": "it did import",
     "open('/etc/passwd')": "it did open",
     "open('canary', 'w')": "it did open",
@@ -264,7 +263,7 @@ SEEN = {
 def seen(body):
     """What the guard says of a reader that does this."""
     names = {"SpotTuneError": SpotTuneError, "folder": str(Path.cwd())}
-    program = "import os, pickle, socket\ndef read():\n" + textwrap.indent(body, "    ")
+    program = "import os, pickle\ndef read():\n" + textwrap.indent(body, "    ")
     exec(program, names)  # noqa: S102
     Path("out").mkdir()
     return Guard(Path.cwd(), mebibytes=256).outcome(names["read"], seconds=2)

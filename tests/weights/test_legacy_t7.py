@@ -29,7 +29,7 @@ from released_files import (
 )
 from torch import nn
 
-from weights.legacy_t7 import MAGIC, read_legacy_weights
+from weights.legacy_t7 import read_legacy_weights
 from weights.source_weights import read_source_weights
 
 STAND_IN = SHARED / "mini-decathlon" / "resnet26_tinyimagenet.t7"
@@ -143,12 +143,10 @@ VIEWS = module(
 
 HOSTILE = {
     "code beside the network": (anywhere(ATTACKS["os.system"]), "the name 'os.system'"),
-    "code in a persistent id": (anywhere(ATTACKS["os.system"] + b"Q"), "the name 'os.system'"),
     "a name of escape codes": (anywhere(name("\x1b" * 150, "system")), r"the name '\x1b\x1b"),
     "another kind of id": (anywhere(tuple_of(text("file"), text("a")) + b"Q"), "a reference to"),
     # Numbers that lie.
     "a storage longer than the file": (with_weight(tensor(storage(size=2**60))), "size differs"),
-    "a storage cut short": (saved(raw=STORED[:-4]), "ends 4 bytes too early"),
     "a storage of another type": (with_weight(tensor(storage(kind="BoolStorage"))), "KeyError"),
     "a negative offset": (with_weight(tensor(offset=-1)), "unknown form"),
     "five dimensions": (with_weight(tensor(shape=(1,) * 5)), "unknown form"),
@@ -172,7 +170,6 @@ HOSTILE = {
         "a list of storages that differs",
     ),
     "2 million dicts": (saved(body=b"}" * 2_000_000), "damaged"),
-    "the magic number alone": (MAGIC, "EOFError"),
 }
 
 
@@ -192,3 +189,4 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path):
     whole = saved()
     for length in range(0, len(whole), 3):
         refused(whole[:length], tmp_path)
+    assert "ends 4 bytes too early" in refused(whole[:-4], tmp_path)

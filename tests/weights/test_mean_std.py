@@ -111,7 +111,6 @@ REFUSED = {
     "os.system": (with_mean(ATTACKS["os.system"]), "the name 'os.system'"),
     "numpy.load": (with_mean(call("numpy", "load", text(CANARY))), "a load in the place"),
     "two numbers": (one_task([0.5, 0.5], GOOD), "no three numbers under 'dtdmean'"),
-    "text": (one_task(["0.5"] * 3, GOOD), "no three finite numbers under 'dtdmean'"),
     "a NaN": (one_task([0.5, float("nan"), 0.5], GOOD), "no three finite numbers"),
     "a mean of 0 to 255": (one_task([122.0, 131.0, 136.0], GOOD), "not within 0 to 1"),
     "a std of 0": (one_task(GOOD, [0.5, 0.0, 0.5]), "a std of (0.5, 0.0, 0.5) for 'dtd', not"),
@@ -124,7 +123,6 @@ REFUSED = {
         with_mean(raw_array(b"N").replace(b"U\x02f8", NESTED_TUPLE)),
         "TypeError",
     ),
-    "an empty file": (b"", "EOFError"),
     "text for people": (b"mean: 0.5 0.5 0.5\n", "KeyError"),
 }
 
@@ -133,11 +131,6 @@ REFUSED = {
 def test_a_hostile_or_broken_file_is_refused_in_one_line_and_runs_nothing(case, written):
     data, found = REFUSED[case]
     assert found in refusal_of(read_mean_std, written(data))
-
-
-def test_a_path_without_a_file_is_refused(tmp_path):
-    for path in (tmp_path / "absent", tmp_path):
-        assert "no such file of means" in refusal_of(read_mean_std, path)
 
 
 def test_the_file_named_goes_before_the_data_folder_s_and_that_before_the_project_s(tmp_path):
