@@ -72,9 +72,13 @@ class Predictor:
 
     @classmethod
     def opened(cls, path: Path, device: str = "auto", precision: str = "auto") -> "Predictor":
-        """Of a checkpoint's file; raises SpotTuneError if it is none."""
+        """Of a checkpoint's file; raises SpotTuneError if it is none.
+
+        `precision` "auto": that of the training.
+        """
         checkpoint = Checkpoint.load(path)
-        settings, compute = checkpoint.settings, choose_compute(device, precision)
+        settings = checkpoint.settings
+        compute = choose_compute(device, settings.precision if precision == "auto" else precision)
         if settings.backbone == RESNET26:
             reading = Reading(settings.resize)
         else:

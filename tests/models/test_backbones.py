@@ -4,6 +4,7 @@ import copy
 from functools import cache
 
 import pytest
+import timm
 import torch
 from networks import perturb_
 
@@ -64,6 +65,33 @@ def test_stem_blocks_and_head_are_the_whole_network(name, training):
     close(ours(images()), theirs.train(training)(images()))
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
     assert ours.classifier is ours.head.classifier
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("test_vit", {}),  # the class token
+        ("test_vit2", {}),  # the mean over all tokens but a register
+        ("test_vit3", {}),  # attention over all tokens
+        ("test_vit3", {"pool_include_prefix": False}),
+        ("test_convnext", {"head_norm_first": True}),
+        ("test_efficientnet", {"drop_rate": 0.5}),
+        ("test_resnet", {"drop_rate": 0.5}),
+    ],
+)
+@torch.no_grad()
+def test_heads_that_other_members_have_give_the_same_scores_too(name, changed):
+    """On timm's own tiny test networks."""
+    size = {"img_size": SIDE} if "vit" in name else {}
+    theirs = timm.create_model(name, num_classes=CLASSES, **size, **changed)
+    perturb_(theirs)
+    ours = stem_blocks_head(copy.deepcopy(theirs))
+    for training in (True, False):
+        scores = []
+        for network in (ours, theirs):
+            torch.manual_seed(0)  # of dropout
+            scores.append(network.train(training)(images()))
+        close(*scores)
 
 
 @torch.no_grad()

@@ -68,6 +68,7 @@ def test_the_classifier_is_a_new_one_drawn_from_pytorchs_generator(tensors, tmp_
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
     assert not torch.equal(drawn[0], tensors["classifier.weight"])
+    assert network.classifier.bias.any()  # timm would set it to zero
 
 
 def test_tensors_without_a_place_are_named_and_left_out(tensors, tmp_path, capsys):
