@@ -39,6 +39,11 @@ def test_an_id_belongs_to_the_task_whose_number_it_carries(an_id, name):
     assert [task.name for task in TASKS if task.owns(an_id)] == ([name] if name else [])
 
 
+def test_classes_count_from_1_in_category_ids():
+    ids = {task.name: task.first_category_id for task in TASKS}
+    assert (ids["aircraft"], ids["vgg-flowers"]) == (10_000_001, 100_000_001)
+
+
 def test_no_official_image_id_runs_into_the_next_task():
     for task in TASKS:
         num_images = task.num_train + task.num_val + task.num_test

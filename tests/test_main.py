@@ -121,6 +121,14 @@ def test_a_finished_run_started_again_changes_nothing(trained):
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+def test_the_source_has_epochs_of_its_own_and_the_last_epoch_is_always_evaluated(trained, tmp_path):
+    flags = ["--tasks", SOURCE.name, "svhn", "--pretrained", "none", "--source_epochs", "1"]
+    trained.again(tmp_path, *flags, "--nb_epochs", "5", "--eval_every", "2")
+    assert len(records(tmp_path, SOURCE.name)) == 1
+    evaluated = [line["epoch"] for line in records(tmp_path) if line["val_accuracy"] is not None]
+    assert evaluated == [2, 4, 5]
+
+
 # What networks and optimisers are given.
 
 

@@ -11,7 +11,7 @@ from networks import CPU, memory_hungry, tiny_method
 from decathlon import TASK_BY_NAME
 from engine.evaluation import InPieces, predict, summarise
 from engine.fit import not_finite
-from engine.step import EpochSums, Trainer, lr_multiplier, noise_for, train_epoch
+from engine.step import EpochSums, Trainer, lr_multiplier, noise_for, num_steps, train_epoch
 from image_cache.batches import TaskData
 from image_cache.packed import DataFolders
 from imdbfolder_coco import load_images, view_of
@@ -89,6 +89,11 @@ def test_averages_are_taken_over_images_and_not_over_batches(method, data):
     assert result["train_loss"] == pytest.approx(sum(losses) / 12, rel=1e-5)
     uneven, whole = (predictions(method, data, size) for size in (5, 12))
     assert summarise(uneven, data.images).loss == pytest.approx(whole.losses.mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("images", "steps"), [(1, 1), (5, 1), (6, 2), (10, 2), (11, 3)])
+def test_a_last_batch_that_is_smaller_is_a_step_too(images, steps):
+    assert num_steps(images, batch_size=5) == steps
 
 
 def test_the_share_of_fine_tuned_decisions_is_counted_per_block(method, data):

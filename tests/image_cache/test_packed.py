@@ -83,6 +83,13 @@ def test_data_sets_that_share_a_cache_keep_their_own_pixels(folders, tmp_path):
         assert pixels_of(load(other)).min() > 240
 
 
+def test_packs_of_two_sides_stand_side_by_side(folders, capsys):
+    svhn, sides = TASK_BY_NAME["svhn"], (16, 8, 16)
+    found = [load_images(svhn, ["train"], folders, side).heights.min() for side in sides]
+    assert found == [16, 8, 16]
+    assert "packing the images again" not in capsys.readouterr().out
+
+
 def test_changed_annotations_are_packed_again(folders):
     *kept, _ = load(folders).image_ids
     drop_last_image(folders.imdbdir / "svhn_train.json")

@@ -227,6 +227,27 @@ def test_stored_parameters_are_what_a_task_adds_to_the_source():
         assert cost(build(kind), View(16, 16))["stored_parameters"] == stored, kind
 
 
+def multiply_accumulates(blocks_per_stage, outputs, height, width):
+    """Of a network's convolutions and its linear layer, for one image."""
+    total, channels = height * width * 9 * 3 * WIDTH, WIDTH
+    for stage in (1, 2, 3):
+        height, width, size = height // 2, width // 2, WIDTH * 2**stage
+        for _ in range(blocks_per_stage):
+            total += height * width * 9 * (channels * size + size * size)
+            channels = size
+    return total + channels * outputs
+
+
+def test_compute_is_one_copy_of_each_block_and_the_policy_network_apart():
+    expected = {
+        "network": multiply_accumulates(4, 5, 32, 16),
+        "policy_network": multiply_accumulates(1, 2 * BLOCKS, 32, 16),
+    }
+    assert macs_per_image(build("spottune").evaluator(), 32, 16) == expected
+    plain = {**expected, "policy_network": 0}
+    assert macs_per_image(build("finetune").evaluator(), 32, 16) == plain
+
+
 # Whole runs.
 
 

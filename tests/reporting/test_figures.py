@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex, to_rgb
 from decathlon import TASK_BY_NAME
 from imdbfolder_coco import load_images
 from methods.registry import METHODS
-from reporting import figures
+from reporting import figures, plots
 from reporting.extremes import EACH, Example, extremes, find_extremes
 from reporting.plots import FINE_TUNED, KEPT, share_figure
 from reporting.runs import Variant
@@ -114,6 +114,52 @@ def test_accuracy_and_parameters_are_over_the_tasks_that_all_methods_have(study)
     assert picture.caption.startswith("Over dtd, which all methods have.")
     labels = [text.get_text() for text in picture.figure.legends[0].texts]
     assert labels == ["Standard fine-tuning", "SpotTune"]
+
+
+def test_the_band_is_one_deviation_to_either_side(study):
+    picture, *_ = figures.accuracy_figures(study)
+    band = picture.figure.axes[0].collections[0].get_paths()[0].vertices
+    at_the_end = band[band[:, 0] == 2, 1]  # of 40 and 44
+    assert {round(y, 4) for y in at_the_end} == {round(42 + d, 4) for d in (-(8**0.5), 8**0.5)}
+
+
+def test_accuracy_against_parameters_is_the_mean_of_the_tasks_over_their_sum(tmp_path):
+    for task, accuracy in (("dtd", 40.0), ("svhn", 90.0)):
+        write_run(tmp_path, task, "finetune", accuracy)
+    ((_, stored, accuracy),) = figures.tradeoff_points(read_study([tmp_path]), ["dtd", "svhn"])
+    assert (stored, accuracy.mean) == (12.0, 65.0)
+
+
+def test_the_upper_axis_counts_in_source_networks(study):
+    figure = figures.tradeoff_figure(figures.tradeoff_points(study, ["dtd"]), "a title", 4.0)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    (top,) = axes.child_axes
+    assert 4.0 * top.get_xlim()[1] == pytest.approx(axes.get_xlim()[1])
+
+
+def test_bars_show_how_many_images_fine_tune_so_many_blocks_and_their_mean():
+    axes, *_ = figures.blocks_figure({"dtd": [0.3, 0.3, 0.4]}, "a title").axes
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([30, 30, 40])
+    assert axes.get_title() == "dtd: mean 1.1"  # 0.3 + 2 * 0.4
+
+
+def test_each_row_of_shares_stands_beside_its_task():
+    axes, _ = share_figure({"svhn": [0.9] * 12, "dtd": [0.1] * 12}, "a title").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["svhn", "dtd"]
+    numbers = [text.get_text() for text in axes.texts if not text.get_text().startswith("stage")]
+    assert numbers == ["90"] * 12 + ["10"] * 12
+
+
+def test_the_curves_of_a_run_are_those_of_its_records(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    history = [record(epoch, 30.0 * epoch, blocks_per_image=[4, 6]) for epoch in (1, 2)]
+    plots.draw_curves(history, "dtd", tmp_path / "curves.png")
+    lines = [{y.get_label(): list(y.get_ydata()) for y in axes.lines} for axes in drawn[0].axes]
+    assert lines[0] == {"train": [3.0, 1.5], "val": [1.5, 1.5]}
+    assert lines[1] == {"train": [30.0, 60.0], "val": [30.0, 60.0]}
+    assert lines[2] == {"val": pytest.approx([5.0, 5.0])}  # 6 of 10 images, 1 of 12 blocks
 
 
 def test_tenths_of_a_percent_do_not_fill_a_panel(tmp_path):
