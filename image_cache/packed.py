@@ -221,6 +221,11 @@ def _write(
     sizes = track(write_pixels(stream, names, datadir, reading), len(names), label, "image")
     sizes = np.fromiter(sizes, np.dtype((np.int64, 2)), len(names))
     place(index, sizes)
+    finish(stream, index, facts)
+
+
+def finish(stream: IO[bytes], index: np.ndarray, facts: dict[str, object]) -> None:
+    """Write index and facts after the pixels, at the stream's position, and the header first."""
     tail = struct.pack("<Q", len(index)) + index.tobytes() + json.dumps(facts).encode()
     index_offset = stream.tell()
     stream.write(tail)
