@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.made_up import MEAN_STD, write_task
 from benchmarks.measuring import (
@@ -31,7 +33,7 @@ from imdbfolder_coco import load_images
 from methods.cost import macs_per_image
 from models.resnet26 import PAPER_WIDTH
 from runtime.cli import positive_int
-from runtime.devices import choose_compute, describe
+from runtime.devices import Compute, choose_compute, describe
 from runtime.distributed import ALONE
 
 TASK = TASK_BY_NAME["aircraft"]  # whose images are made up; any would do
@@ -65,12 +67,22 @@ def measure(
 
     train = {form: training_step(form, trained, compute) for form in FORMS}
     predict = {form: evaluation_step(form, tested, compute) for form in FORMS}
+    peaks = {
+        part: peak_flops(sizes, compute, rounds)
+        for part, sizes in (("training step", trained), ("evaluation", tested))
+    }
+    steps = {"training step": train["fast"], "evaluation": predict["fast"]}
+    work = {part: flops_of(step) for part, step in steps.items()}
     threads = torch.get_num_threads()
     figures = {
         "machine": f"{describe(compute)}; torch {torch.__version__}; batches of {batch_size}",
         "training step": rates(batch_size, train, compute.device),
         "evaluation": rates(batch_size, predict, compute.device),
     }
+    figures["share of peak"] = {
+        part: figures[part]["fast"] / batch_size * work[part] / peaks[part] for part in peaks
+    }
+    figures["peak GFLOP/s"] = {part: peak / 1e9 for part, peak in peaks.items()}
     with tempfile.TemporaryDirectory() as folder:
         torch.set_num_threads(1)
         read = epochs_of_data(Path(folder), num_images, batch_size, crop, resize)
@@ -82,6 +94,34 @@ def measure(
     }
     evaluator = new_method(tested, compute.device).eval().evaluator()
     return figures | {"MACs of an image": macs_per_image(evaluator, resize, resize)}
+
+
+def flops_of(run: Callable[[], object]) -> int:
+    """Of all matrix products and convolutions, forwards and backwards."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def peak_flops(sizes: Sizes, compute: Compute, rounds: int) -> float:
+    """Per second, when the device does nothing but the 3 x 3 convolutions of the three stages.
+
+    Of the same shapes, precision and memory layout as in a step: its limit on this machine.
+    """
+
+    def convolution(stage: int) -> Callable[[], object]:
+        channels, shrunk = sizes.stem * 2**stage, 2**stage
+        shape = (sizes.batch_size, channels, sizes.height // shrunk, sizes.width // shrunk)
+        dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
+        kept = {"dtype": dtype, "device": compute.device}
+        images = torch.randn(shape, **kept).contiguous(memory_format=torch.channels_last)
+        weights = torch.randn(channels, channels, 3, 3, **kept)
+        weights = weights.contiguous(memory_format=torch.channels_last)
+        return lambda: F.conv2d(images, weights, padding=1)
+
+    runs = {stage: convolution(stage) for stage in (1, 2, 3)}
+    flops = sum(flops_of(run) for run in runs.values())
+    return flops / sum(median_seconds(runs, rounds, compute.device).values())
 
 
 def epochs_of_data(
@@ -126,4 +166,9 @@ def table(figures: dict) -> str:
         f"predicting one image: {macs['network']:.2f} GMAC in the network, "
         f"{macs['policy_network']:.2f} in the policy network"
     )
+    for part, share in figures["share of peak"].items():
+        lines.append(
+            f"{part}: {100 * share:.0f} % of the {figures['peak GFLOP/s'][part]:,.0f} GFLOP/s that "
+            f"its 3 x 3 convolutions reach alone"
+        )
     return "\n".join(lines)

@@ -275,7 +275,11 @@ def recipe_of(
     policy: str | None,
     **same: object,
 ) -> Recipe:
-    """What the flags named in RECIPE_FLAGS say."""
+    """What the flags named in RECIPE_FLAGS say. Raises SpotTuneError if they do not go together."""
+    if compute.compiled and (final_temperature or temperature) != temperature:
+        raise SpotTuneError(
+            "--compile with --final_temperature: each epoch would be compiled anew; leave one out"
+        )
     return Recipe(
         epochs=nb_epochs,
         milestones=tuple(step for step in (step1, step2, step3) if step),

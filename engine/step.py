@@ -125,7 +125,9 @@ class Trainer:
         cross_entropy: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         grad_clip: float = 0.0,
     ) -> None:
-        method = method.to(compute.device, memory_format=torch.channels_last)
+        method = method.to(compute.device)
+        if all(parameter.dim() < 5 for parameter in method.parameters()):  # a layout of 4-D tensors
+            method = method.to(memory_format=torch.channels_last)
         self.method = compute.group.with_one_batch_norm(method)
         self.network = compute.group.joined(self.method)
         self.optimizers = method.optimizers(rates)
