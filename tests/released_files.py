@@ -2,8 +2,10 @@
 would; and what is to become of a bad one: `refusal_of`.
 """
 
+import io
 import struct
 import time
+import zipfile
 
 import pytest
 
@@ -143,6 +145,15 @@ def raw_array(raw):
 def with_mean(opcodes):
     half = b"G?\xe0\0\0\0\0\0\0"
     return pickled(dict_of(dtdmean=opcodes, dtdstd=list_of(half, half, half)))
+
+
+def zip_of(contents, method=zipfile.ZIP_DEFLATED):
+    """The bytes of a zip: name -> content."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        for member, content in contents.items():
+            archive.writestr(zipfile.ZipInfo(member), content, method)
+    return stream.getvalue()
 
 
 def refusal_of(read, path):

@@ -1,11 +1,10 @@
 """Offline scoring, on hand-made labels and on the real test labels where they are at hand."""
 
-import io
 import json
-import zipfile
 
 import pytest
 from conftest import SHARED, refusal
+from released_files import zip_of
 
 import score
 from challenge import scoring, submissions
@@ -140,20 +139,11 @@ def test_the_table_shows_yours_above_the_published_rows_and_in_what_they_differ(
 # Files.
 
 
-def zipped(files):
-    """The bytes of a zip that holds these texts; two files in different folders share a name."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in files.items():
-            archive.writestr(name, text)
-    return content.getvalue()
-
-
 @pytest.mark.parametrize("inside", ["", "annotations/"], ids=["at the top", "in a sub-folder"])
 def test_labels_and_answers_may_come_in_zips(folder, tmp_path, inside):
     labels, results, out = tmp_path / "l.zip", tmp_path / "results.zip", tmp_path / "out.json"
-    labels.write_bytes(zipped({inside + path.name: path.read_text() for path in folder.iterdir()}))
-    results.write_bytes(zipped({f"{inside}results.json": json.dumps(RIGHT)}))
+    labels.write_bytes(zip_of({inside + path.name: path.read_text() for path in folder.iterdir()}))
+    results.write_bytes(zip_of({f"{inside}results.json": json.dumps(RIGHT)}))
     score.main([str(results), "--annotations", str(labels), "--json", str(out)])
     assert json.loads(out.read_text())["score"] == pytest.approx(2000)
 
@@ -196,10 +186,10 @@ def test_what_is_not_there_is_told_with_what_was_looked_for(folder, tmp_path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (zipped({"results.json": ""}).replace(b"PK\x01\x02", b"PK\x01\x03"), "not a readable zip"),
-        (zipped({"a/results.json": "", "b/results.json": ""}), "holds results.json 2 times"),
-        (zipped({"another.json": ""}), "no results.json found"),
-        (zipped({"results.json": " " * 5000}), "results.json: 5,000 bytes, more than any file"),
+        (zip_of({"results.json": ""}).replace(b"PK\x01\x02", b"PK\x01\x03"), "not a readable zip"),
+        (zip_of({"a/results.json": "", "b/results.json": ""}), "holds results.json 2 times"),
+        (zip_of({"another.json": ""}), "no results.json found"),
+        (zip_of({"results.json": " " * 5000}), "results.json: 5,000 bytes, more than any file"),
     ],
     ids=["damaged", "two", "none", "bloated"],
 )

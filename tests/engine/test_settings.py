@@ -43,6 +43,7 @@ def test_the_source_has_no_test_policy_so_that_targets_under_any_start_from_the_
         ("milestones", ["40"]),
         ("width", 10**9),
         ("resize", 800_000),
+        ("crop", -8),
         ("crop", 48),  # larger than the image
         ("k", 1025),
         ("schedule", "linear"),

@@ -20,7 +20,7 @@ from engine.arguments import data_folders
 from engine.checkpoints import checkpoint_file
 from engine.records import epochs_recorded
 from launch.side_by_side import job_command, longest_first, run_tasks
-from runtime.devices import choose_compute, job_devices
+from runtime.devices import job_devices
 from runtime.errors import SpotTuneError
 from runtime.signals import ONE_STOP_SECONDS
 
@@ -280,14 +280,13 @@ def test_a_job_repeats_the_runs_arguments_and_ends_with_its_own():
     assert (args.jobs, args.device, args.threads, args.is_job) == (1, "cuda:5", 3, True)
 
 
-# --- Devices and threads -------------------------------------------------------------------------
+# --- Devices -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("gpus", "name", "jobs", "tasks", "devices"),
     [
         (3, "auto", None, 9, ["cuda:0", "cuda:1", "cuda:2"]),
-        (3, "cuda", None, 9, ["cuda:0", "cuda:1", "cuda:2"]),
         (3, "auto", None, 2, ["cuda:0", "cuda:1"]),
         (3, "auto", 1, 9, ["cuda:0"]),
         (3, "auto", 4, 9, ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]),
@@ -303,18 +302,6 @@ def test_every_gpu_gets_a_task_and_none_is_opened(gpus, name, jobs, tasks, devic
     was_open = torch.cuda.is_initialized()
     assert job_devices(name, jobs, tasks) == devices
     assert torch.cuda.is_initialized() == was_open
-
-
-def test_the_number_of_threads_is_that_of_pytorch():
-    before = torch.get_num_threads()
-    try:
-        for threads in (3, 2):
-            choose_compute("cpu", "fp32", threads=threads)
-            assert torch.get_num_threads() == threads
-        choose_compute("cpu", "fp32")
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
 
 
 # --- The order of the tasks ----------------------------------------------------------------------

@@ -6,6 +6,7 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
+from conftest import answers_of, records
 from made_up_runs import record, val_figures, write_published_like, write_run, write_source
 
 import report
@@ -267,14 +268,13 @@ def test_from_training_over_submission_and_scores_to_the_page(trained, tmp_path)
     for task in (*tasks, SOURCE.name):
         shutil.copytree(trained.ckpdir / task, ckpdir / task)
     data = ["--datadir", str(trained.root)]
-    told_what = ["--ckpdir", str(ckpdir), "--tasks", *tasks, "--out", str(answers)]
-    submit_test.main([*data, *told_what, "--device", "cpu"])
+    answers_of(submit_test, trained.root, ckpdir, answers, "--tasks", *tasks)
     labels = ["--annotations", str(trained.root / "annotations"), "--split", "test"]
     score.main([str(answers), *labels, "--json", str(ckpdir / "score_test.json")])
     report.main([str(ckpdir), "--out", str(tmp_path / "out"), *data])
     markdown = (tmp_path / "out/report.md").read_text()
     found = tables(markdown)
-    last = json.loads((ckpdir / "svhn/records.jsonl").read_text().splitlines()[-1])
+    last = records(ckpdir)[-1]
     for policy, row in (("argmax", "SpotTune"), ("sample", "SpotTune, sampled")):
         assert found[VAL][row]["svhn"] == f"{last['val_policies'][policy]['val_accuracy']:.2f}"
     scores = json.loads((ckpdir / "score_test.json").read_text())["tasks"]
@@ -282,7 +282,5 @@ def test_from_training_over_submission_and_scores_to_the_page(trained, tmp_path)
         assert found["Accuracy on test, %"]["SpotTune"][task] == f"{scores[task]['accuracy']:.2f}"
     assert f"svhn was scored on {scores['svhn']['images']} test images" in markdown
     names = {path.stem for path in (tmp_path / "out/figures").iterdir()}
-    decisions = {
-        f"{name}_spottune" for name in ("fine_tuned_share", "blocks_per_image", "extremes")
-    }
+    decisions = ["fine_tuned_share_spottune", "blocks_per_image_spottune", "extremes_spottune"]
     assert names == {"learning_val", "learning_train", *decisions}

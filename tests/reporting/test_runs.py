@@ -147,6 +147,7 @@ LAST = json.dumps(record(2, 50.0))
         ("arguments.json", "{"),
         ("arguments.json", "[]"),
         ("arguments.json", json.dumps(SETTINGS | {"task": "dtd", "method": "another"})),
+        ("records.jsonl", "[" * 100_000),
         ("records.jsonl", f"{LAST}\n{LAST[:50]}\n"),
         ("records.jsonl", f"{LAST}\n{LAST.replace('50.0', 'null')}\n"),
         ("records.jsonl", f"{LAST}\n{LAST.replace('50.0', 'NaN')}\n"),

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import cache
 from random import Random
 
-from released_files import ATTACKS, call, name, storage, text
+from released_files import ATTACKS, call, name, storage, text, zip_of
 
 Damage = Callable[[bytes, Random], bytes]
 NUMBERS = (0, 1, 127, 255, 2**15, 2**16 - 1, 60_000, 2**31 - 1, 2**31, 2**32 - 1, 2**40)
@@ -149,14 +149,6 @@ def in_zip(damaged: Damage, data: bytes, chance: Random) -> bytes:
     first = next(iter(contents))
     contents[first] = damaged(contents[first], chance)
     return zip_of(contents, chance.choice((*[zipfile.ZIP_STORED] * 8, zipfile.ZIP_BZIP2)))
-
-
-def zip_of(contents: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", method) as archive:
-        for member, content in contents.items():
-            archive.writestr(zipfile.ZipInfo(member), content, method)
-    return stream.getvalue()
 
 
 def in_safetensors(data: bytes, chance: Random) -> bytes:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SMALL, drop_last_image, left, outcome
+from reference import sgd_step
 
 import main
 from decathlon import SOURCE
@@ -65,13 +66,12 @@ def by_hand(root, settings):
     data = place.data(SOURCE, ("train",), settings)
     with seeded_globally(0, SOURCE.name):
         method = build_method("source", resnet26(len(data.images.categories), 4), 4)
-    momenta = [torch.zeros_like(p) for p in method.parameters()]
-    losses = []
+    parameters, momenta, losses = dict(method.named_parameters()), {}, []
     for epoch in range(2):
         epoch_losses = []
         for batch in data.training_batches(8, (0, SOURCE.name, epoch), "", 0, ALONE):
             images, labels = batch.images_N3HW, batch.labels_N
-            gradients = [torch.zeros_like(p) for p in method.parameters()]
+            gradients = dict.fromkeys(parameters, 0)
             for rank in (1, 0):  # the first last, so that running statistics are those of it
                 running = {n: b.clone() for n, b in method.named_buffers()}
                 method.train().zero_grad()
@@ -79,17 +79,11 @@ def by_hand(root, settings):
                 loss = F.cross_entropy(scores, labels[rank::2], reduction="sum")
                 epoch_losses.append(loss.item())
                 (loss / len(images)).backward()
-                for gradient, parameter in zip(gradients, method.parameters(), strict=True):
-                    gradient += parameter.grad
+                gradients = {n: gradients[n] + p.grad for n, p in parameters.items()}
                 if rank == 1:
                     for name, buffer in method.named_buffers():
                         buffer.copy_(running[name])
-            with torch.no_grad():
-                for p, momentum, gradient in zip(
-                    method.parameters(), momenta, gradients, strict=True
-                ):
-                    momentum.mul_(0.9).add_(gradient + SOURCE.weight_decay * p)
-                    p.sub_(0.1 * momentum)
+            sgd_step(parameters, gradients, momenta, 0.1, SOURCE.weight_decay)
         losses.append(sum(epoch_losses) / len(data.images))
     return method.state_dict(), losses
 

@@ -25,10 +25,10 @@ import pytest
 import torch
 import torch.nested._internal.ops  # which torch.load may import
 from conftest import REPOSITORY
-from damage import blind, damaged_json, damaged_pickle, in_safetensors, in_tar, in_zip, zip_of
+from damage import blind, damaged_json, damaged_pickle, in_safetensors, in_tar, in_zip
 from fuzzing import Guard, Kind, fuzz
 from PIL import Image
-from released_files import ATTACKS, THREE_EIGHTHS, pickled, raw_array, saved, with_mean
+from released_files import ATTACKS, THREE_EIGHTHS, pickled, raw_array, saved, with_mean, zip_of
 from safetensors import torch as safe
 
 import score

@@ -3,11 +3,10 @@
 import io
 import pickle
 import time
-import tracemalloc
 from collections import OrderedDict
-from contextlib import contextmanager
 
 import pytest
+from conftest import little_memory
 from released_files import ATTACKS, CANARY, NESTED_TUPLE, TRUE, call, name, pickled, text
 
 from weights.closed_pickle import Call, ClosedUnpickler
@@ -59,17 +58,6 @@ def test_opcodes_that_make_things_and_that_no_file_needs_are_unknown(opcode):
     assert getattr(pickle, opcode)[0] not in ClosedUnpickler.dispatch
 
 
-@contextmanager
-def at_most(num_bytes):
-    tracemalloc.start()
-    try:
-        yield
-    finally:
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-    assert peak < num_bytes
-
-
 REFUSED = {
     "a name that is not known": name("models", "B"),
     "a call of text": text("eval") + b")R",
@@ -94,7 +82,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_does_not_fit_is_refused_in_little_time_and_memory(case):
     begin = time.monotonic()
-    with pytest.raises(MALFORMED), at_most(2**26):
+    with pytest.raises(MALFORMED), little_memory(2**26):
         load(pickled(REFUSED[case]))
     assert time.monotonic() - begin < 5
 
@@ -102,10 +90,10 @@ def test_what_does_not_fit_is_refused_in_little_time_and_memory(case):
 def test_one_list_fills_one_dict_not_many():
     pairs = b"](" + b"".join(b"](U\x04%04dNe" % i for i in range(10_000)) + b"e"
     makes = name("collections", "OrderedDict") + b"q\x00" + pairs + b"\x85q\x01"
-    with at_most(2**26):
+    with little_memory(2**26):
         assert load(pickled(makes + b"h\x00h\x01R" * 100_000)) == {}
 
 
 def test_a_huge_place_in_the_memo_costs_nothing():
-    with at_most(2**20):
+    with little_memory(2**26):
         assert load(pickled(b"N" + b"r\xff\xff\xff\x7f")) is None  # the reader in C takes gigabytes
