@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +87,11 @@ class Predictor:
         return cls(checkpoint, method, [*map(str, checkpoint.categories)], reading, compute)
 
     def rows(
-        self, pictures: dict[str, np.ndarray], policy: str | None, batch_size: int, seed: int
+        self,
+        pictures: Mapping[str, np.ndarray],
+        policy: str | None = None,
+        batch_size: int = 32,
+        seed: int = 0,
     ) -> list[dict]:
         """The columns of engine/answers.py for pictures H x W x 3 uint8, by their names."""
         settings, kind = self.checkpoint.settings, self.checkpoint.kind

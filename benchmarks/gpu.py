@@ -85,7 +85,7 @@ def measure(
     def part(name: str, form: str, function: Callable, *arguments: object) -> None:
         row = figures["parts"].setdefault(name, {})
         left = start + seconds - time.monotonic()
-        say(f"{name}, {TITLES.get(form, form)} ({left:.0f} s are left)")
+        say(f"{name}, {TITLES.get(form, form)} ({max(left, 0):.0f} s are left)")
         try:
             if left < LEAST_SECONDS:
                 raise SpotTuneError(f"the {seconds:.0f} s were used up")

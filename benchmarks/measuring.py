@@ -34,7 +34,8 @@ class Sizes:
     """What a step computes."""
 
     batch_size: int
-    side: int  # of the images, in pixels
+    height: int  # of the images, in pixels
+    width: int
     stem: int  # channels of the network's first layer
 
 
@@ -45,13 +46,13 @@ def new_method(sizes: Sizes, device: torch.device) -> SpotTune:
 
 
 def random_batch(sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Images N x 3 x side x side (NCHW), labels N and Gumbel noise N x 12 x 2, on the device.
+    """Images N x 3 x height x width (NCHW), labels N and Gumbel noise N x 12 x 2, on the device.
 
     Random pixels: speed does not depend on what images show.
     """
     generator = torch.Generator().manual_seed(0)
     count = sizes.batch_size
-    images = torch.randn(count, 3, sizes.side, sizes.side, generator=generator)
+    images = torch.randn(count, 3, sizes.height, sizes.width, generator=generator)
     labels = torch.randint(0, 100, (count,), generator=generator)
     noise = gumbel_noise((count, 12, 2), generator)
     return images.to(device), labels.to(device), noise.to(device)

@@ -57,7 +57,8 @@ def measure(
     """Images per second and peak MiB of both forms; MACs of predicting one image."""
     compute = choose_compute(device, precision, compile)
     rounds = repeats or (50 if compute.device.type == "cuda" else 5)
-    trained, tested = Sizes(batch_size, crop, width), Sizes(batch_size, resize, width)
+    trained = Sizes(batch_size, crop, crop, width)
+    tested = Sizes(batch_size, resize, resize, width)
 
     def rates(images: int, runs: dict[str, Callable], where: torch.device) -> dict[str, float]:
         return {form: images / s for form, s in median_seconds(runs, rounds, where).items()}

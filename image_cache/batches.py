@@ -143,6 +143,7 @@ class TaskData:
 
     def put_on_device(self) -> None:
         """Copy all pixels to the device, in pieces: the host holds one of them at a time."""
+        self._is_undecided = False
         self._resident = torch.empty(self.images.num_bytes, dtype=torch.uint8, device=self.device)
         place = 0
         for part in self.images.parts:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.folding import folded
 from models.spottune import SpotTuneNet
+from runtime.devices import to_device
 
 
 class RoutedNet(nn.Module):
@@ -36,7 +37,7 @@ def _route(x: Tensor, pair: nn.Module, decisions_N: Tensor) -> Tensor:
         return pair.kept(x)
     out = None
     for block, mask_N in ((pair.fine_tuned, decisions_N), (pair.kept, ~decisions_N)):
-        chosen = mask_N.nonzero()[:, 0].to(x.device)
+        chosen = to_device(mask_N.nonzero()[:, 0], x.device)
         part = _channels_second(_channels_last(x).index_select(0, chosen))
         part = _channels_last(block(part))
         if out is None:

@@ -20,6 +20,7 @@ import main
 from decathlon import SOURCE
 from engine.checkpoints import Checkpoint, checkpoint_file
 from engine.records import TIMING_FIELDS
+from image_cache.packed import DataFolders
 from runtime.errors import SpotTuneError
 from runtime.locks import refuse_claimed
 from sample_data import make
@@ -58,6 +59,13 @@ def decathlon_root(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("made_up")
     make.main([str(folder), "--classes", "3", "--images_per_class", "4", "--side", "24"])
     return folder / "decathlon-1.0"
+
+
+@pytest.fixture(scope="session")
+def folders(decathlon_root, tmp_path_factory) -> DataFolders:
+    """Of the made-up Decathlon, with a cache for the tests that only read it."""
+    cache = tmp_path_factory.mktemp("packed")
+    return DataFolders(decathlon_root, decathlon_root / "annotations", cache)
 
 
 @dataclass(frozen=True)
@@ -120,6 +128,21 @@ def outcome(ckpdir: Path, task: str = "svhn") -> str:
     decisions = file.read_text() if file.exists() else ""
     weights = {f"weight of {name}": tensor for name, tensor in checkpoint.weights.items()}
     return content_sha256(f"{checkpoint.history}{decisions}", {**weights, **checkpoint.momenta})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All files in a folder but its lock, with their content."""
+    paths = [path for path in folder.iterdir() if path.is_file() and path.name != ".lock"]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def refusal(function: Callable, *arguments: object) -> str:
+    """The message of the one line that a user would read."""
+    with pytest.raises(SpotTuneError) as caught:
+        function(*arguments)
+    message = str(caught.value)
+    assert message.isprintable() and len(message) < 700
+    return message
 
 
 @contextmanager
@@ -227,7 +250,7 @@ def pytest_addoption(parser):
     )
 
 
-def change_json(path: Path, change: Callable[[dict], object]) -> None:
+def edit_json(path: Path, change: Callable[[dict], object]) -> None:
     """Let `change` alter what a file of JSON holds."""
     content = json.loads(path.read_text())
     change(content)
@@ -241,4 +264,4 @@ def drop_last_image(path: Path) -> None:
         gone, labels = content["images"].pop()["id"], content["annotations"]
         content["annotations"] = [label for label in labels if label["image_id"] != gone]
 
-    change_json(path, drop)
+    edit_json(path, drop)

@@ -4,12 +4,11 @@ import pickle
 import shutil
 
 import pytest
-from conftest import answers_of, change_json, left, run_script
+from conftest import answers_of, edit_json, left, refusal, run_script
 
 import main
 import submit_val
 from methods.registry import METHODS
-from runtime.errors import SpotTuneError
 
 
 @pytest.fixture
@@ -19,14 +18,6 @@ def own_data(decathlon_root, tmp_path):
     for part in ("annotations", "data/svhn", "data/imagenet12"):
         shutil.copytree(decathlon_root / part, root / part)
     return root
-
-
-def refusal(function, *arguments):
-    """The message of the one line that a user would read."""
-    with pytest.raises(SpotTuneError) as caught:
-        function(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +104,7 @@ def test_damaged_annotations_are_named_before_any_training(own_data, trained, tm
     def line(task, split, change):
         path = own_data / f"annotations/{task}_{split}.json"
         before = path.read_text()
-        change_json(path, change)
+        edit_json(path, change)
         found = refusal(trained.again, tmp_path / "new", "--datadir", own_data, "--tasks", task)
         path.write_text(before)
         return found
@@ -147,7 +138,7 @@ def test_submitting_without_checkpoints_writes_nothing(trained, tmp_path):
 
 def test_networks_of_other_classes_do_not_answer(trained, own_data, tmp_path):
     path = own_data / "annotations/svhn_val.json"
-    change_json(path, lambda content: one_more_category(content, 8))
+    edit_json(path, lambda content: one_more_category(content, 8))
     out = tmp_path / "results.json"
     out.write_text("old")
     line = refusal(answers_of, submit_val, own_data, trained.ckpdir, out, "--tasks", "svhn")

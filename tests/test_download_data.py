@@ -240,10 +240,9 @@ def entry(name, kind=tarfile.REGTYPE, target="", mode=0o644):
 
 @pytest.mark.parametrize(
     "hostile",
-    [entry("svhn/../../../../../escaped"), entry("svhn/out", tarfile.SYMTYPE, "../../../../../x"),
-     entry("svhn/out", tarfile.LNKTYPE, "/x"), entry("svhn/out", tarfile.CHRTYPE)],
-    ids=["dots", "link", "hard link", "device"],
-)  # fmt: skip
+    [entry("svhn/../../../../../escaped"), entry("svhn/out", tarfile.SYMTYPE, "../../../../../x")],
+    ids=["dots", "link"],
+)
 def test_an_archive_that_could_write_outside_is_refused(user, hostile):
     user.tars["svhn.tar"] = tar_of(images_of("svhn"), extra=[hostile])
     user.pack()
@@ -304,14 +303,14 @@ def test_wrong_arguments_end_it_with_one_line_and_help_tells_the_right_ones(user
     assert "usage: ./download_data.sh" in user.succeeds("--help")
 
 
-@pytest.mark.parametrize("missing", ["curl", "python3"])
-def test_a_missing_tool_is_named(user, missing):
-    for tool in {"bash", "cat", "dirname", "ls", "mkdir", "curl"} - {missing}:
+def test_a_missing_tool_is_named(user):
+    for tool in ("bash", "cat", "dirname", "ls", "mkdir"):
         (user.tools / tool).symlink_to(shutil.which(tool))
-    if missing == "python3":
-        (user.tools / "python3").unlink()
     user.environment["PATH"] = str(user.tools)
-    assert f"found no {missing}" in user.fails()
+    assert "found no curl" in user.fails()
+    user.write_tool("curl", "")
+    (user.tools / "python3").unlink()
+    assert "found no python3 with a safe tarfile" in user.fails()
 
 
 @pytest.mark.skipif(not MINI_DECATHLON.is_dir(), reason="needs ../shared/mini-decathlon")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import change_json
+from conftest import edit_json, refusal
 
 from decathlon import TASK_BY_NAME
 from image_cache.orders import View
@@ -18,18 +18,13 @@ SVHN = TASK_BY_NAME["svhn"]
 
 
 @pytest.fixture
-def folders(decathlon_root, tmp_path):
-    return DataFolders(decathlon_root, decathlon_root / "annotations", tmp_path / "packed")
-
-
-@pytest.fixture
 def edited(folders, tmp_path):
     """A copy of one of svhn's annotation files, after `change` of its content."""
 
     def edit(change, split="train"):
         path = tmp_path / f"svhn_{split}.json"
         shutil.copyfile(folders.imdbdir / path.name, path)
-        change_json(path, change)
+        edit_json(path, change)
         return path
 
     return edit
@@ -126,11 +121,9 @@ def test_train_and_val_merge_in_this_order(folders):
 )
 def test_a_broken_annotation_file_is_refused_in_one_line(change, words, edited):
     path = edited(change)
-    with pytest.raises(SpotTuneError, match=words) as caught:
-        read_annotations(path)
-    assert str(path) in str(caught.value)
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < len(str(path)) + 400
+    told = refusal(read_annotations, path)
+    assert str(path) in told
+    assert words in told
 
 
 def test_ids_that_share_a_hash_are_refused_before_they_cost_time(edited):

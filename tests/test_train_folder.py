@@ -237,7 +237,7 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(painted, paints, tmp_pa
         (["--crop", "64"], "--crop 64: larger than the pictures' shorter side, --resize 36"),
         (["--backbone", "timm:test_resnt"], "did you mean timm:test_resnet?"),
         (["--method", "lastk", "--k", "5"], "--k 5: expected at most 4"),
-        (["--weights", "nowhere.pth"], "--weights nowhere.pth: no such file"),
+        (["--weights", "nowhere.pth"], "nowhere.pth: no such file; expected --weights"),
     ],
 )
 def test_a_wrong_setting_is_named(changes, words, paints, tmp_path):

@@ -1,8 +1,6 @@
 """A checkpoint comes back as it was saved; a damaged, foreign or hostile file ends in one line."""
 
 import json
-import os
-import pickle
 import time
 from dataclasses import replace
 
@@ -11,6 +9,7 @@ import safetensors
 import torch
 from conftest import little_memory
 from networks import BLOCKS, SETTINGS, batch
+from released_files import ATTACKS, pickled
 
 from engine.checkpoints import Checkpoint, checkpoint_file, momenta_of, previous_file
 from engine.settings import Settings
@@ -136,11 +135,6 @@ def test_if_the_checkpoint_before_is_damaged_too_one_line_names_it(good, path):
 # Files of others.
 
 
-class Hostile:
-    def __reduce__(self):
-        return os.system, ("touch executed",)
-
-
 def file(header, data=b"", length=None):
     """The bytes of a safetensors file around any header."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
@@ -155,7 +149,7 @@ DEEP = "[" * 10**6
 FOREIGN = {
     "nothing": b"",
     "text": b"not a checkpoint\n",
-    "a pickle that runs a command": pickle.dumps(Hostile()),
+    "a pickle that runs a command": pickled(ATTACKS["os.system"]),
     "weights of another program": file(tensor([1], 4), bytes(4)),
     "a header longer than the file": file({}, length=10**6),
     "a header that is nested deeply": file(DEEP.encode()),

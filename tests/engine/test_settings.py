@@ -44,7 +44,9 @@ def test_the_source_has_no_test_policy_so_that_targets_under_any_start_from_the_
         ("width", 10**9),
         ("resize", 800_000),
         ("crop", 48),  # larger than the image
-        ("k", 13),
+        ("k", 1025),
+        ("schedule", "linear"),
+        ("temperature", 0.0),
         ("policy", "guess"),
         ("train_split", "test"),
         ("mean", [0.5, 0.5]),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import left, outcome, records
+from conftest import files, left, outcome, records
 
 from decathlon import SOURCE
 from engine.checkpoints import Checkpoint, checkpoint_file, previous_file
@@ -15,11 +15,6 @@ from runtime.errors import SpotTuneError
 
 def cut_short(path):
     path.write_bytes(path.read_bytes()[:1000])
-
-
-def files(folder):
-    """All files but the lock, with their content."""
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != ".lock"}
 
 
 def test_targets_start_from_the_source_and_draw_the_rest_by_seed_and_task(trained, tmp_path):

@@ -12,19 +12,13 @@ from decathlon import TASK_BY_NAME, TASKS
 from image_cache.batches import TaskData
 from image_cache.decoding import Reading, decode_image
 from image_cache.orders import View, evaluation_order, training_order
-from image_cache.packed import DataFolders, PackedImages
+from image_cache.packed import PackedImages
 from imdbfolder_coco import load_images, view_of
 from runtime.distributed import ALONE, Group
 
 CPU = torch.device("cpu")
 MEAN_STD = ((0.48, 0.45, 0.4), (0.2, 0.21, 0.25))
 RAW = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # leaves the bytes as they are
-
-
-@pytest.fixture(scope="module")
-def folders(decathlon_root, tmp_path_factory):
-    cache = tmp_path_factory.mktemp("packed")
-    return DataFolders(decathlon_root, decathlon_root / "annotations", cache)
 
 
 def image_files(root, task, split):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import change_json, drop_last_image
+from conftest import drop_last_image, edit_json
 from PIL import Image
 from torchvision import transforms
 
@@ -208,7 +208,7 @@ def test_odd_file_names_are_read_or_named_in_a_line(folders, name, listed):
     if name:
         image_paths(folders)[0].rename(folders.datadir / name)
     file = folders.imdbdir / "svhn_train.json"
-    change_json(file, lambda content: content["images"][0].update(file_name=listed))
+    edit_json(file, lambda content: content["images"][0].update(file_name=listed))
     if name:
         assert len(load(folders)) == 12
     else:

@@ -3,15 +3,13 @@
 import json
 from pathlib import Path
 
+import networks
+
 from decathlon import COLUMNS, SOURCE, TARGETS, TASK_BY_NAME
 from methods.registry import METHODS
 
-BLOCKS = 12
-SETTINGS = {"epochs": 2, "milestones": [1], "lr": 0.1, "lr_agent": 0.01, "weight_decay": 0.0005}
-SETTINGS |= {"batch_size": 32, "resize": 40, "crop": 32, "width": 32, "seed": 0, "k": 0}
-SETTINGS |= {"train_split": "train", "policy": "argmax", "precision": "fp32"}
-SETTINGS |= {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2], "lambda_k": 0.0}
-SETTINGS |= {"source_sha256": "5" * 64, "data_sha256": "7" * 64}
+BLOCKS = networks.BLOCKS
+SETTINGS = {**networks.SETTINGS, "batch_size": 32, "width": 32}
 # Those with which test figures share a table with published ones.
 PUBLISHED = {"resize": 72, "crop": 64, "train_split": "trainval", "batch_size": 128}
 PUBLISHED |= {"epochs": 110, "milestones": [40]}

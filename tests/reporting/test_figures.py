@@ -9,7 +9,6 @@ from made_up_runs import record, val_figures, write_run
 from matplotlib.colors import to_hex, to_rgb
 
 from decathlon import TASK_BY_NAME
-from image_cache.packed import DataFolders
 from imdbfolder_coco import load_images
 from methods.registry import METHODS
 from reporting import figures, plots
@@ -178,15 +177,8 @@ def test_extremes_are_sorted_by_number_and_among_equals_by_image_id():
     decisions = {image: "1" * count + "0" * (12 - count) for image, count in counts.items()}
     assert extremes(decisions) == ([5, 8, 3, 10], [4, 7, 2, 11])
     assert EACH == 4
-
-
-def test_no_image_is_among_both_extremes():
+    # Of few images, none is among both.
     assert extremes(dict.fromkeys(range(5), "0" * 12)) == ([0, 1], [2, 3])
-
-
-@pytest.fixture
-def folders(trained):
-    return DataFolders(trained.root, trained.root / "annotations", trained.root / "packed")
 
 
 def extremes_of(decisions, folders, ckpdir):

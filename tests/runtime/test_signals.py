@@ -16,15 +16,8 @@ from engine.records import epochs_recorded
 @pytest.fixture
 def svhn(trained, tmp_path):
     """The command line that trains svhn for so many epochs."""
-
-    def command(epochs, ckpdir=tmp_path):
-        return trained.command(ckpdir, "--tasks", "svhn", "--nb_epochs", epochs)
-
-    return command
-
-
-def epochs_done(ckpdir):
-    return epochs_recorded(ckpdir / "svhn")
+    flags = ["--tasks", "svhn", "--nb_epochs"]
+    return lambda epochs, ckpdir=tmp_path: trained.command(ckpdir, *flags, epochs)
 
 
 def test_a_closed_terminal_lets_the_step_finish_and_be_saved(svhn, started, tmp_path):
@@ -33,19 +26,19 @@ def test_a_closed_terminal_lets_the_step_finish_and_be_saved(svhn, started, tmp_
     terminal = os.ttyname(theirs)
     line = f"exec {shlex.join(svhn(100_000))} <{terminal} >{terminal} 2>&1"
     process = started(["sh", "-c", line], start_new_session=True)
-    wait_until(lambda: epochs_done(tmp_path))
+    wait_until(lambda: epochs_recorded(tmp_path / "svhn"))
     os.close(theirs)
     os.close(ours)
     assert process.wait(PATIENCE) == 128 + signal.SIGHUP
-    assert len(left(tmp_path).history) == epochs_done(tmp_path)
+    assert len(left(tmp_path).history) == epochs_recorded(tmp_path / "svhn")
 
 
 def test_under_nohup_a_closed_terminal_changes_nothing(svhn, started, tmp_path):
     process = started(["nohup", *svhn(100_000)], stdout=subprocess.DEVNULL)
-    wait_until(lambda: epochs_done(tmp_path))
+    wait_until(lambda: epochs_recorded(tmp_path / "svhn"))
     process.send_signal(signal.SIGHUP)
-    epochs = epochs_done(tmp_path)
-    wait_until(lambda: epochs_done(tmp_path) > epochs + 1)
+    epochs = epochs_recorded(tmp_path / "svhn")
+    wait_until(lambda: epochs_recorded(tmp_path / "svhn") > epochs + 1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE) == 128 + signal.SIGTERM
 
@@ -55,15 +48,15 @@ def test_a_run_goes_on_without_its_reader_and_is_saved_when_it_is_stopped(svhn, 
     process = started(svhn(100_000), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout.readline().startswith("SpotTune on cpu")
     process.stdout.close()
-    wait_until(lambda: epochs_done(tmp_path) > 1)
+    wait_until(lambda: epochs_recorded(tmp_path / "svhn") > 1)
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE) == 128 + signal.SIGINT  # as it ends only once it is saved
-    assert len(left(tmp_path).history) == epochs_done(tmp_path)
+    assert len(left(tmp_path).history) == epochs_recorded(tmp_path / "svhn")
 
 
 def test_a_run_with_closed_standard_streams_ends_as_any_other(svhn, tmp_path):
     subprocess.run(["sh", "-c", f"{shlex.join(svhn(1))} >&- 2>&- <&-"], check=True)
-    assert epochs_done(tmp_path) == 1
+    assert epochs_recorded(tmp_path / "svhn") == 1
 
 
 def test_letters_that_the_locale_cannot_print_are_replaced(svhn, tmp_path):
@@ -71,7 +64,7 @@ def test_letters_that_the_locale_cannot_print_are_replaced(svhn, tmp_path):
     ckpdir = tmp_path / "wörk"
     told = subprocess.check_output(svhn(1, ckpdir), env={**os.environ, **locale}, text=True)
     assert f"records in {tmp_path}/w\\" in told
-    assert epochs_done(ckpdir) == 1
+    assert epochs_recorded(ckpdir / "svhn") == 1
 
 
 def test_a_stopped_script_leaves_nothing_half_written(tmp_path):

@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
 from pathlib import Path
 
+import networks
 import numpy as np
 import pytest
 import torch
@@ -55,11 +56,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 TASK, CPU, IDS = TASK_BY_NAME["svhn"], torch.device("cpu"), [80_000_001, 80_000_002]
-SETTINGS = Settings(
-    epochs=2, milestones=(1,), lr=0.1, lr_agent=0.01, weight_decay=5e-4, batch_size=8, resize=16,
-    crop=16, width=1, seed=0, train_split="train", policy="argmax", precision="fp32",
-    mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), source_sha256="",
-)  # fmt: skip
+SETTINGS = Settings.from_plain({**networks.SETTINGS, "resize": 16, "crop": 16, "width": 1})
 RECORD = {"epoch": 1, "train_loss": 0.5, "val_accuracy": 75.0, "val_loss": 0.5}
 RECORD |= {"val_fine_tuned_share": [0.5] * 12, "val_seen_in_training": False}
 

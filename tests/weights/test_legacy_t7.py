@@ -1,11 +1,9 @@
 """The authors' pretrained file is read exactly, and no file makes the reader do anything else."""
 
-import pickletools
 import struct
 
 import pytest
 import torch
-from conftest import SHARED
 from released_files import (
     ATTACKS,
     NESTED_TUPLE,
@@ -31,10 +29,6 @@ from torch import nn
 
 from weights.legacy_t7 import read_legacy_weights
 from weights.source_weights import read_source_weights
-
-STAND_IN = SHARED / "mini-decathlon" / "resnet26_tinyimagenet.t7"
-needs_stand_in = pytest.mark.skipif(not STAND_IN.exists(), reason=f"no {STAND_IN.name} here")
-
 
 # What is read.
 
@@ -89,28 +83,6 @@ def test_an_accuracy_that_is_a_numpy_number_does_not_stand_in_the_way():
     scalar = call("numpy.core.multiarray", "scalar", dtype, text("8 bytes."))
     body = dict_of(net=one_weight(), acc=scalar)
     assert read_legacy_weights(saved(body=body)).keys() == {"weight"}
-
-
-@needs_stand_in
-@pytest.mark.parametrize(
-    ("key", "shape"),
-    [
-        ("pre_layers_conv.conv.weight", (32, 3, 3, 3)),
-        ("linears.0.weight", (200, 256)),
-        ("linears.0.bias", (200,)),
-    ],
-)
-def test_the_values_of_the_stand_in_are_the_bytes_after_their_size(key, shape):
-    data, size = STAND_IN.read_bytes(), torch.Size(shape).numel()
-    with STAND_IN.open("rb") as stream:
-        for _ in range(5):
-            list(pickletools.genops(stream))  # reads the opcodes, does not run them
-        marker = struct.pack("<q", size)
-        start = data.index(marker, stream.tell()) + len(marker)
-    assert data.find(marker, start) == -1  # no other storage has this size
-    weights = read_legacy_weights(data)
-    assert weights[key].shape == shape
-    assert weights[key].flatten().tolist() == list(struct.unpack_from(f"<{size}f", data, start))
 
 
 # What is refused.

@@ -203,7 +203,6 @@ REFUSED = {
     "a zip file": (bytes_of(b"PK\x03\x04" + bytes(60)), "a damaged file"),
     "a whole module": (value(nn.Linear(2, 2)), "more than tensors"),
     "code": (value({"net": Hostile()}), "more than tensors"),
-    "code in the old format": (lambda w, path: save_legacy(Hostile(), path), ".system'"),
     "no network": (value({"acc": 1}), "other than tensors by name"),
     "an old checkpoint": (value({"format": "spottune-decathlon-2"}), "of an earlier version"),
     "a target": (lambda w, path: save_checkpoint(w, path, **TARGET), "spottune network of svhn"),
