@@ -150,13 +150,13 @@ FAULTS = [
          "engine/test_training", "learning rates drop an epoch late"),
         ("engine/step.py", "return (done + 1 / steps) / settings.warmup",
          "return done / settings.warmup",
-         "engine/test_training test_main", "the first step of a warm-up has the rate 0"),
+         "engine/test_training", "the first step of a warm-up has the rate 0"),
         ("engine/step.py", "done - settings.warmup) / length", "done) / length",
-         "engine/test_training test_main", "the cosine does not start after the warm-up"),
+         "engine/test_training", "the cosine does not start after the warm-up"),
         ("engine/step.py", "done, length = epoch + step / steps,", "done, length = epoch,",
-         "engine/test_training test_main", "the cosine schedule moves by epochs, not by steps"),
+         "engine/test_training", "the cosine schedule moves by epochs, not by steps"),
         ("engine/step.py", "max(1, settings.epochs - 1)", "settings.epochs",
-         "engine/test_training test_main", "the last epoch has not the final temperature"),
+         "engine/test_training", "the last epoch has not the final temperature"),
         ("engine/step.py", "loss=loss.detach() * len(labels)", "loss=loss.detach()",
          "engine/test_training", "batches are summed as means: the loss is too small"),
         ("engine/step.py", "self.fine_tuned_L / num_images", "self.fine_tuned_L / self.steps",
@@ -526,6 +526,20 @@ def killer_of(fault: Fault, folder: Path, ignored: list[str]) -> str | None:
     return names[0].partition("[")[0].removeprefix("tests/") if names else None
 
 
+def tables(killers: dict[Fault, str | None]) -> str:
+    """How many faults were killed in each area; and by test, which."""
+    areas, tests = {}, {}
+    for fault, killer in killers.items():
+        areas.setdefault(fault.area, []).append(killer is not None)
+        tests.setdefault(f"`{killer}`" if killer else "**lived**", []).append(fault.meaning)
+    areas["all"] = [killer is not None for killer in killers.values()]
+    lines = ["| area | planted | killed |", "|---|---|---|"]
+    lines += [f"| {area} | {len(found)} | {sum(found)} |" for area, found in areas.items()]
+    lines += ["", "| test | faults that it killed |", "|---|---|"]
+    lines += [f"| {test} | {'; '.join(meanings)} |" for test, meanings in tests.items()]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     areas = sorted({fault.area for fault in FAULTS})
@@ -533,9 +547,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the table here; unset: print it")
     args = parser.parse_args()
     check_all_are_there()
-    lines = ["| file | fault | killed by |", "|---|---|---|"]
     chosen = [fault for fault in FAULTS if fault.area in args.only]
-    killed = 0
+    killers = {}
     with tempfile.TemporaryDirectory(prefix="planted-faults-") as folder:
         copy = copy_of_the_project(Path(folder))
         broken = failing(copy, sorted({path for fault in chosen for path in paths_of(fault)}))
@@ -544,16 +557,14 @@ def main() -> None:
         ignored = [f"--deselect={name}" for name in broken]
         for number, fault in enumerate(chosen, 1):
             killer = killer_of(fault, copy, ignored)
-            killed += killer is not None
-            shown = f"`{killer}`" if killer else "**lived**"
-            lines.append(f"| {fault.file} | {fault.meaning} | {shown} |")
-            print(f"{number}/{len(chosen)} {fault.file}: {fault.meaning}: {shown}", flush=True)
-    table = "\n".join([*lines, "", f"{killed} of {len(chosen)} killed."])
+            killers[fault] = killer
+            said = killer or "LIVED"
+            print(f"{number}/{len(chosen)} {fault.file}: {fault.meaning}: {said}", flush=True)
     if args.out:
-        args.out.write_text(table + "\n")
+        args.out.write_text(tables(killers) + "\n")
     else:
-        print(table)
-    sys.exit(killed < len(chosen))
+        print(tables(killers))
+    sys.exit(None in killers.values())
 
 
 if __name__ == "__main__":

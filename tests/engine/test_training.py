@@ -6,12 +6,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import CPU, memory_hungry, tiny_method
+from networks import CPU, SETTINGS, memory_hungry, tiny_method
 
 from decathlon import TASK_BY_NAME
 from engine.evaluation import InPieces, predict, summarise
 from engine.fit import not_finite
-from engine.step import EpochSums, Trainer, lr_multiplier, noise_for, num_steps, train_epoch
+from engine.settings import Settings
+from engine.step import (
+    EpochSums,
+    Trainer,
+    lr_multiplier,
+    noise_for,
+    num_steps,
+    rate_multiplier,
+    temperature_in,
+    train_epoch,
+)
 from image_cache.batches import TaskData
 from image_cache.packed import DataFolders
 from imdbfolder_coco import load_images, view_of
@@ -35,6 +45,36 @@ RATES, STILL = Rates(0.1, 0.01, 5e-4), Rates(0.0, 0.0, 0.0)
 )
 def test_learning_rates_drop_tenfold_at_each_milestone(milestones, epoch, multiplier):
     assert lr_multiplier(epoch, milestones) == pytest.approx(multiplier)
+
+
+@pytest.mark.parametrize(
+    ("changes", "of_steps"),
+    [  # two steps in each of four epochs
+        ({"milestones": [2]}, [1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1]),
+        ({"warmup": 1.0, "milestones": [2]}, [1 / 2, 1, 1, 1, 0.1, 0.1, 0.1, 0.1]),
+        ({"warmup": 1.5, "milestones": []}, [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1]),
+        # Half of 1 + cos of 0, 1/8, ... of a half turn; after a warm-up of 0, 1/6, ...
+        (
+            {"schedule": "cosine"},
+            [1.0, 0.9619, 0.8536, 0.6913, 0.5, 0.3087, 0.1464, 0.0381],
+        ),
+        (
+            {"schedule": "cosine", "warmup": 1.0},
+            [1 / 2, 1.0, 1.0, 0.9330, 0.75, 0.5, 0.25, 0.0670],
+        ),
+    ],
+)
+def test_rates_rise_in_a_warm_up_and_fall_by_steps_or_along_a_cosine(changes, of_steps):
+    settings = Settings.from_plain({**SETTINGS, "epochs": 4, **changes})
+    found = [rate_multiplier(settings, epoch, step, 2) for epoch in range(4) for step in range(2)]
+    assert found == pytest.approx(of_steps, abs=1e-4)
+
+
+@pytest.mark.parametrize(("epochs", "of_epochs"), [(1, [5]), (2, [5, 1]), (5, [5, 4, 3, 2, 1])])
+def test_the_temperature_goes_to_the_final_one_by_equal_steps(epochs, of_epochs):
+    plain = {**SETTINGS, "epochs": epochs, "temperature": 5.0, "final_temperature": 1.0}
+    settings = Settings.from_plain(plain)
+    assert [temperature_in(settings, epoch) for epoch in range(epochs)] == pytest.approx(of_epochs)
 
 
 @pytest.fixture

@@ -113,7 +113,8 @@ def test_l2sp_penalises_the_way_from_the_pretrained_weights_by_its_formula():
     with torch.no_grad():
         method.net.stem.conv.weight[0, 0, 0, 0] += 3.0
         method.net.blocks[5].bn2.bias[1] -= 2.0
-    expected = 0.2 / 2 * (3.0**2 + 2.0**2) + 0.03 / 2 * size
+        method.net.head.bn.weight[2] += 1.0
+    expected = 0.2 / 2 * (3.0**2 + 2.0**2 + 1.0**2) + 0.03 / 2 * size
     assert method.penalty(None).item() == pytest.approx(expected, rel=1e-5)
     method.penalty(None).backward()
     gradient = method.net.stem.conv.weight.grad
