@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from runtime.cli import Parser, folder_name, positive_int
-from runtime.errors import SpotTuneError, brief, run_script
+from runtime.errors import MISFITS, SpotTuneError, brief, run_script
 from runtime.files import write_whole
 from runtime.progress import track
 
@@ -334,7 +334,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     name, raw, out = options.pop("data_set"), options.pop("raw"), options.pop("out")
     copy, test_as_val = options.pop("copy"), options.pop("test_as_val")
 
-    pictures = list(DATA_SETS[name](raw, **options))
+    try:
+        pictures = list(DATA_SETS[name](raw, **options))
+    except MISFITS as error:
+        raise SpotTuneError(
+            f"{raw}: its lists do not fit together ({type(error).__name__}: {brief(error)}); one "
+            f"may be cut short. Fetch and unpack them again"
+        ) from error
     if test_as_val:
         pictures = [replace(each, split=TEST_AS_VAL[each.split]) for each in pictures]
     check(pictures, raw)

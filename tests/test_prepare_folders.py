@@ -254,6 +254,16 @@ def test_a_crop_shows_what_the_box_holds(tmp_path):
         assert np.asarray(image).min() > 250
 
 
+@pytest.mark.parametrize("name", ["bounding_boxes", "classes"])
+def test_a_list_that_is_cut_short_is_refused_in_one_line(tmp_path, name):
+    cubs(tmp_path / "raw")
+    file = tmp_path / f"raw/{name}.txt"
+    file.write_text(file.read_text()[:-11])
+    with pytest.raises(SpotTuneError, match="one may be cut short"):
+        prepare_folders.main(["cubs", str(tmp_path / "raw"), str(tmp_path / "out"), "--crop_boxes"])
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("flags", [[], ["--copy"], ["--crop_boxes"]])
 def test_a_stopped_run_continues_and_ends_as_one_that_was_not_stopped(tmp_path, monkeypatch, flags):
     whole = prepared(tmp_path / "whole", cubs, *flags)
