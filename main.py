@@ -30,6 +30,7 @@ from engine.arguments import (
     recipe_of,
 )
 from engine.data_layout import misplaced_images
+from engine.events import check_tensorboard
 from engine.fit import Pace
 from engine.settings import TRAIN_SPLITS, Recipe
 from engine.transfer import Workspace, refuse_adopted, source_weights, train_task
@@ -90,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if args.is_job:
         end_with_parent()
+    if args.tensorboard:
+        check_tensorboard()
     check_sides(args.resize, args.crop)
     tasks = [TASK_BY_NAME[name] for name in dict.fromkeys(args.tasks)]
     devices = job_devices(args.device, args.jobs, len(tasks))
@@ -111,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             ckpdir=args.ckpdir,
             mean_std=read_mean_std(mean_std),
             compute=replace(compute, group=group),
-            pace=Pace(args.eval_every, 60 * args.checkpoint_minutes),
+            pace=Pace(args.eval_every, 60 * args.checkpoint_minutes, args.tensorboard),
         )
         check_tasks(tasks, space, pretrained, method.from_source)
         if str(args.pretrained) == "none":
