@@ -42,7 +42,7 @@ from launch.side_by_side import (
     train_side_by_side,
 )
 from methods.registry import METHODS, MethodRow
-from models.resnet26 import PAPER_WIDTH
+from models.resnet26 import BLOCKS_PER_STAGE, PAPER_WIDTH
 from reporting.plots import draw_curves
 from reporting.run_table import show_results
 from runtime.cli import Parser, positive_int
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 tasks, targets, args.ckpdir, devices, command, args.retries
             )
         if group.is_first and not args.is_job:
-            show_results(histories, args.ckpdir)
+            show_results(histories, args.ckpdir, BLOCKS_PER_STAGE)
     check_finished([task.name for task in tasks], histories, args.ckpdir)
 
 
