@@ -26,6 +26,7 @@ from launch.side_by_side import job_command, longest_first
 from main import OWN_MEAN_STD, SCRIPT, check_tasks, pretrained_file
 from main import parse_args as parse_training
 from methods.registry import METHODS
+from models.resnet26 import BLOCKS_PER_STAGE
 from reporting.run_table import show_results
 from runtime.cli import Parser, folder_name, non_negative_int, positive_float, positive_int
 from runtime.devices import Compute
@@ -165,7 +166,7 @@ def collect(tasks: Sequence[DecathlonTask], ckpdir: Path) -> bool:
             say(f"{task.name}: {len(history)} of {asked} epochs are finished")
         if history:
             histories[task.name] = history
-    show_results(histories, ckpdir)
+    show_results(histories, ckpdir, BLOCKS_PER_STAGE)
     return bool(histories)
 
 

@@ -30,6 +30,7 @@ from engine.arguments import (
     recipe_of,
 )
 from engine.data_layout import misplaced_images
+from engine.events import check_tensorboard
 from engine.fit import Pace
 from engine.settings import TRAIN_SPLITS, Recipe
 from engine.transfer import Workspace, refuse_adopted, source_weights, train_task
@@ -41,7 +42,7 @@ from launch.side_by_side import (
     train_side_by_side,
 )
 from methods.registry import METHODS, MethodRow
-from models.resnet26 import PAPER_WIDTH
+from models.resnet26 import BLOCKS_PER_STAGE, PAPER_WIDTH
 from reporting.plots import draw_curves
 from reporting.run_table import show_results
 from runtime.cli import Parser, positive_int
@@ -90,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if args.is_job:
         end_with_parent()
+    if args.tensorboard:
+        check_tensorboard()
     check_sides(args.resize, args.crop)
     tasks = [TASK_BY_NAME[name] for name in dict.fromkeys(args.tasks)]
     devices = job_devices(args.device, args.jobs, len(tasks))
@@ -111,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             ckpdir=args.ckpdir,
             mean_std=read_mean_std(mean_std),
             compute=replace(compute, group=group),
-            pace=Pace(args.eval_every, 60 * args.checkpoint_minutes),
+            pace=Pace(args.eval_every, 60 * args.checkpoint_minutes, args.tensorboard),
         )
         check_tasks(tasks, space, pretrained, method.from_source)
         if str(args.pretrained) == "none":
@@ -132,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 tasks, targets, args.ckpdir, devices, command, args.retries
             )
         if group.is_first and not args.is_job:
-            show_results(histories, args.ckpdir)
+            show_results(histories, args.ckpdir, BLOCKS_PER_STAGE)
     check_finished([task.name for task in tasks], histories, args.ckpdir)
 
 

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from weights.backbone_weights import IMAGENET, NONE
 
 from engine.arguments import (
     RECIPE_FLAGS,
@@ -27,6 +26,7 @@ from engine.arguments import (
     recipe_of,
 )
 from engine.checkpoints import Checkpoint, checkpoint_file
+from engine.events import check_tensorboard
 from engine.fit import Pace
 from engine.own_pictures import Backbone, FolderPlace, FolderProblem, Framing
 from engine.settings import FITS, LARGEST
@@ -43,6 +43,7 @@ from runtime.devices import choose_compute, describe, job_devices
 from runtime.errors import SpotTuneError, run_script
 from runtime.locks import refuse_claimed
 from runtime.progress import say
+from weights.backbone_weights import IMAGENET, NONE
 
 SCRIPT = Path(__file__).resolve()  # it may be started through a link
 OURS = Defaults(nb_epochs=30, lr=None, lr_agent=None, step1=None, batch_size=32, schedule="cosine")
@@ -103,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if args.is_job:
         end_with_parent()
+    if args.tensorboard:
+        check_tensorboard()
     check_sides(args.resize, args.crop)
     check_names(args.folders)
     names = [folder_name_of(folder) for folder in args.folders]
@@ -125,9 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if is_alone:
         backbone = Backbone.opened(args.backbone, weights, args.crop)
         framing = Framing(args.fit, args.min_area, own_mean_std=args.mean_std == "own")
-        place = FolderPlace(
-            args.ckpdir, compute, Pace(args.eval_every, 60 * args.checkpoint_minutes)
-        )
+        pace = Pace(args.eval_every, 60 * args.checkpoint_minutes, args.tensorboard)
+        place = FolderPlace(args.ckpdir, compute, pace)
         decay = weight_decay if args.weight_decay is None else args.weight_decay
         chosen = [f for f in args.folders if args.only in (None, folder_name_of(f))]
         problems = [

@@ -249,6 +249,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="evaluate on val every N epochs, and after the last")
     add("--checkpoint_minutes", type=positive_float, default=10.0, metavar="MINUTES",
         help="save inside an epoch too, after so many minutes")
+    add("--tensorboard", action="store_true",
+        help="write the records as TensorBoard's events too, into each task's folder")
     add("--jobs", type=positive_int, metavar="N",
         help="tasks that are trained side by side, each as a process on a GPU of its own; unset: "
              "as many as there are visible GPUs, or one")

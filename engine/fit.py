@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from engine.answers import VAL_ANSWERS, write_answers
 from engine.checkpoints import REMOVE
 from engine.evaluation import Tested, class_figures, predict, summarise
+from engine.events import events_in
 from engine.records import (
     epoch_record,
     summary,
@@ -47,10 +48,11 @@ TIMED_SECONDS = 20.0  # of training, before the rest is estimated
 
 @dataclass(frozen=True)
 class Pace:
-    """How often a run is evaluated and saved; does not change the weights."""
+    """How often a run is evaluated and saved, and as what; does not change the weights."""
 
     eval_every: int  # epochs
     checkpoint_seconds: float  # between checkpoints inside an epoch
+    tensorboard: bool = False  # write the records as TensorBoard's events too
 
 
 def fit(
@@ -82,7 +84,8 @@ def fit(
         )  # fmt: skip
 
     estimate = Estimate(run.task, (settings.epochs - len(history)) * steps - sums.steps)
-    with deferred_stop() as stop:
+    is_writing = pace.tensorboard and group.is_first
+    with deferred_stop() as stop, events_in(run.folder, history, is_writing) as add_events:
         saved_at = time.monotonic()  # a clock that is never set back
         while len(history) < settings.epochs:
             epoch, is_last = len(history), len(history) + 1 == settings.epochs
@@ -117,6 +120,7 @@ def fit(
             if is_last:  # before the checkpoint: afterwards the task counts as finished
                 run.save_compact(trainer.method, history, val_data.view)
             save(run, trainer, history, label)
+            add_events(record)
             saved_at = time.monotonic()
             say(f"{label}  {summary(record)}")
             stop.raise_if_asked(group.agree)

@@ -2,15 +2,20 @@
 
 records.jsonl      one line per epoch: the history of the run; the last one also has the figures
                    under every test-time policy that the method knows
+records.csv        the same as a table: a row per epoch, lists as numbers with spaces between them
 arguments.json     the settings of the task
 environment.json   versions, device, threads, commit; and under "before" those of earlier epochs, if
                    the run was continued in another environment
 cost.json          parameters, and multiply-accumulate operations per predicted image; written
                    again after the last epoch where it depends on what was learnt (Global-k)
 decisions.json     of the last epoch: each val image's decisions, and the category it is taken for
+val_answers.csv    own pictures, in place of decisions.json: see engine/answers.py
 curves.png         loss, accuracy and share of fine-tuned decisions over the epochs
+events.out.tfevents...  with --tensorboard: the records once more, see engine/events.py
 """
 
+import csv
+import io
 import json
 import platform
 import subprocess
@@ -107,9 +112,40 @@ def summary(record: Mapping) -> str:
 
 
 def write_records(folder: Path, history: Sequence[Mapping]) -> None:
-    """Write records.jsonl from the checkpoint's history, so that no epoch is listed twice."""
+    """Write records.jsonl and records.csv from the checkpoint's history.
+
+    So no epoch is listed twice.
+    """
     lines = [json.dumps(record) + "\n" for record in history]
     write_whole(folder / "records.jsonl", "".join(lines).encode())
+    write_whole(folder / "records.csv", records_as_csv(history).encode())
+
+
+def flat(record: Mapping, prefix: str = "") -> dict[str, object]:
+    """A record without records inside it: their names become `val_policies.argmax.val_loss`."""
+    found = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def records_as_csv(history: Sequence[Mapping]) -> str:
+    """A row for each epoch. What an epoch lacks is an empty cell, within a list "nan"."""
+    rows = [flat(record) for record in history]
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
+    table.writeheader()
+    table.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, list):
+        return " ".join("nan" if each is None else str(each) for each in value)
+    return value
 
 
 def epochs_recorded(folder: Path) -> int:

@@ -16,7 +16,7 @@ from engine.checkpoints import (
     momenta_of,
 )
 from engine.records import DECISIONS, parameter_counts, write_cost, write_records
-from engine.settings import Settings
+from engine.settings import RESNET26, Settings
 from engine.step import EpochSums
 from image_cache.orders import View
 from methods.registry import COMPACT_KIND
@@ -55,6 +55,8 @@ class Run:
     def arguments(self) -> dict[str, object]:
         """What arguments.json holds."""
         known = {"task": self.task, "method": self.kind, "num_classes": len(self.categories)}
+        if self.settings.backbone != RESNET26:
+            known["classes"] = self.categories
         return {**known, **self.settings.as_plain()}
 
     def found(self) -> Latest | None:

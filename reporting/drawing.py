@@ -4,15 +4,13 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from reporting.plots import FINE_TUNED, INK, KEPT
+from reporting.plots import FINE_TUNED, FONT, INK, KEPT
 
 WIDTH = 360  # pixels
 MARGIN, LINE, SQUARE = 8, 20, 24
-FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
 
 
 def draw_answer(pixels: np.ndarray, row: Mapping[str, object], folder: Path) -> Path:

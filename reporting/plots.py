@@ -2,19 +2,23 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font
 
-from models.resnet26 import BLOCKS_PER_STAGE
+from runtime.errors import brief
 from runtime.files import write_whole
 
 KEPT, FINE_TUNED = "#2b6ca3", "#d9622b"  # cool and warm, as in the figure of the method
 INK, PALE = "#222222", "#dddddd"
 DPI = 130
+FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")  # matplotlib's default
+LARGEST_GRID = 13.0  # inches of a grid of blocks
 FIXED = {"svg.hashsalt": "spottune", "svg.fonttype": "path"}  # the same file every time
 
 
@@ -30,6 +34,29 @@ def save(figure: Figure, path: Path) -> None:
         metadata = {"Date": None} if suffix == "svg" else {}
         figure.savefig(content, format=suffix, dpi=DPI, metadata=metadata)
     write_whole(path, content.getvalue())
+
+
+def whole_epochs(axes: Axes) -> None:
+    """Mark whole numbers on the x axis, also if there is one epoch only."""
+    low, high = axes.get_xlim()
+    if high - low < 1:
+        axes.set_xticks([round(low)])
+    else:
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+@cache
+def letters() -> frozenset[int]:
+    """The codes of all letters that the font has."""
+    return frozenset(get_font(FONT).get_charmap())
+
+
+def drawable(name: object, length: int) -> str:
+    """A file's, folder's or class's name as a figure can show it; "?" for what the font lacks.
+
+    Draw it with parse_math=False, since it may hold dollar signs.
+    """
+    return brief("".join(c if ord(c) in letters() else "?" for c in str(name)), length)
 
 
 def plain_axes(axes: Axes) -> None:
@@ -60,9 +87,9 @@ def draw_curves(history: Sequence[Mapping], task: str, path: Path) -> None:
             axes.plot(epochs, values, label=label, ms=3, **form)
         axes.set(title=title, xlabel="epoch")
         axes.legend(frameon=False, fontsize="small")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        whole_epochs(axes)
         plain_axes(axes)
-    figure.suptitle(task)
+    figure.suptitle(drawable(task, 60), parse_math=False)
     save(figure, path)
 
 
@@ -78,34 +105,39 @@ def marker_of(epochs: Sequence[int]) -> str | None:
     return "o" if len(epochs) < 20 else None
 
 
-def share_figure(shares: Mapping[str, Sequence[float]], title: str) -> Figure:
+def share_figure(
+    shares: Mapping[str, Sequence[float]], title: str, stages: Sequence[int] = ()
+) -> Figure:
     """Tasks x blocks: the share of val images that take the fine-tuned copy.
 
-    Stages are marked where the blocks are those of the Decathlon's ResNet-26.
+    `stages`: numbers of blocks in each, where they are known. They are marked.
     """
     tasks = list(shares)
     num_blocks = len(shares[tasks[0]])
-    figure = new_figure(2.6 + 0.55 * num_blocks, max(3.4, 1.4 + 0.42 * len(tasks)))
+    side = min(0.55, LARGEST_GRID / num_blocks)
+    figure = new_figure(max(6.4, 2.6 + side * num_blocks), max(3.4, 1.4 + 0.42 * len(tasks)))
     axes = figure.subplots()
     grid = [[100 * share for share in shares[task]] for task in tasks]
     colours = LinearSegmentedColormap.from_list("decisions", [KEPT, "#f7f7f7", FINE_TUNED])
     lines = {"edgecolors": "white", "linewidth": 1.5}
     image = axes.pcolormesh(grid, cmap=colours, vmin=0, vmax=100, **lines)
-    axes.set_xticks([block + 0.5 for block in range(num_blocks)], range(1, num_blocks + 1))
-    axes.set_yticks([row + 0.5 for row in range(len(tasks))], tasks)
+    marked = range(0, num_blocks, 1 if side > 0.3 else 5)
+    axes.set_xticks([block + 0.5 for block in marked], [block + 1 for block in marked])
+    names = [drawable(task, 24) for task in tasks]
+    axes.set_yticks([row + 0.5 for row in range(len(tasks))], names, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel("residual block")
     axes.set_title(title, pad=20)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    begin, stages = 0, BLOCKS_PER_STAGE if num_blocks == sum(BLOCKS_PER_STAGE) else ()
+    begin = 0
     for stage, size in enumerate(stages, start=1):
         place = (begin + size / 2) / num_blocks
         axes.text(place, 1.02, f"stage {stage}", transform=axes.transAxes, ha="center", fontsize=9)
         begin += size
         if begin < num_blocks:
             axes.axvline(begin, color=INK, linewidth=1.2)
-    form = {"ha": "center", "va": "center", "fontsize": 8}
+    form = {"ha": "center", "va": "center", "fontsize": 8 if side > 0.4 else 6}
     for row, values in enumerate(grid):
         for column, value in enumerate(values):
             ink = "white" if abs(value - 50) > 35 else INK

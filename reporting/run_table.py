@@ -1,13 +1,19 @@
 """What a run shows at its end: a table over the tasks, and which blocks each of them fine-tunes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from reporting.plots import save, share_figure
 from runtime.progress import say
 
 
-def show_results(histories: dict[str, list[dict]], ckpdir: Path) -> None:
-    """Print one table over the tasks, and draw which blocks each fine-tunes."""
+def show_results(
+    histories: dict[str, list[dict]], ckpdir: Path, stages: Sequence[int] = ()
+) -> None:
+    """Print one table over the tasks, and draw which blocks each fine-tunes.
+
+    `stages`: numbers of blocks in each, where they are known.
+    """
     last = {task: history[-1] for task, history in histories.items() if history}
     if last:
         say(table(last))
@@ -15,7 +21,8 @@ def show_results(histories: dict[str, list[dict]], ckpdir: Path) -> None:
     shares = {task: share for task, share in shares.items() if share}
     if shares:
         picture = ckpdir / "fine_tuned_share.png"
-        save(share_figure(shares, "val images that use the fine-tuned block, %"), picture)
+        title = "val images that use the fine-tuned block, %"
+        save(share_figure(shares, title, stages), picture)
         say(f"share of images that use each fine-tuned block: {picture}")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from decathlon import COLUMNS, SOURCE
+from decathlon import SOURCE
 from reporting.runs import Variant
 from reporting.study import Study
 
@@ -40,10 +40,10 @@ def over_tasks(
     return Spread.of(combine([scores[task][seed] for task in tasks]) for seed in sorted(seeds))
 
 
-def shared_tasks(all_scores: Iterable[Scores]) -> list[str]:
-    """The tasks that each of them has, in the order of published tables."""
+def shared_tasks(study: Study, all_scores: Iterable[Scores]) -> list[str]:
+    """The tasks that each of them has, in the order of the study's tables."""
     all_scores = list(all_scores)
-    return [task for task in COLUMNS if all(scores.get(task) for scores in all_scores)]
+    return [task for task in study.columns if all(scores.get(task) for scores in all_scores)]
 
 
 # Numbers by task and seed.
@@ -91,6 +91,14 @@ def total_stored(study: Study, variant: Variant, tasks: Sequence[str]) -> Spread
     source = study.source.cost["parameters"] if study.source else 0.0
     stored = numbers(study, variant, "stored")
     return over_tasks(stored, tasks, lambda millions: source + sum(millions))
+
+
+def mean_recalls(study: Study, variant: Variant, task: str) -> list[float | None]:
+    """By class the mean recall in percent; None where val has no picture of it."""
+    seeds = numbers(study, variant, "recalls")[task].values()
+    of_classes = zip(*seeds, strict=True)
+    known = ([recall for recall in recalls if recall is not None] for recalls in of_classes)
+    return [fmean(recalls) if recalls else None for recalls in known]
 
 
 def mean_shares(study: Study, variant: Variant, name: str) -> dict[str, list[float]]:

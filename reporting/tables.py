@@ -1,17 +1,20 @@
 """The tables of a report: the variants of a study by task, and what stands beside them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, replace
 
-from decathlon import COLUMNS, PUBLISHED, SOURCE, TASK_BY_NAME, decathlon_score
+from decathlon import COLUMNS, PUBLISHED, TASK_BY_NAME, decathlon_score
+from engine.settings import Recipe
 from methods.registry import METHODS
 from reporting import statistics
-from reporting.comparability import departures
+from reporting.answers import Answer
+from reporting.comparability import UNCOUNTED, departures
 from reporting.runs import Run, Variant
 from reporting.statistics import Scores, Spread, numbers, over_tasks
 from reporting.study import Study
 
 NONE = "–"
+MOST_RECALLS = 20  # classes in a table
 
 
 @dataclass(frozen=True)
@@ -52,18 +55,21 @@ def test_table(study: Study) -> Table:
     """Accuracy on test of what was scored; with published rows if comparable."""
     scores = statistics.test_scores(study)
     if departures(study):
-        return accuracy_table("Accuracy on test, %", scores)
-    ours = accuracy_table("Accuracy on test, %, beside published rows", scores, "S")
+        return accuracy_table(study, "Accuracy on test, %", scores)
+    ours = accuracy_table(study, "Accuracy on test, %, beside published rows", scores, "S")
     theirs = [[f"{row[0]} (published)", NONE, NONE, *row[1:]] for row in published_table().rows]
     return Table(ours.caption, ours.header, [*ours.rows, *theirs])
 
 
-def accuracy_table(caption: str, scores: Mapping[Variant, Scores], points: str = "") -> Table:
-    means = mean_columns(scores)
+def accuracy_table(
+    study: Study, caption: str, scores: Mapping[Variant, Scores], points: str = "", digits: int = 2
+) -> Table:
+    """`points`: what those of the Decathlon are called; own pictures have none."""
+    means = mean_columns(study, scores)
     tasks = list(means.values())[-1]
     points = points or f"points of {counted(len(tasks), 'task')} (not S)"
     show = dict.fromkeys(tasks, cell)
-    show[SOURCE.name] = mean_cell  # one network, whatever the number of seeds
+    show[study.source_task] = mean_cell  # one network, whatever the number of seeds
 
     def score(accuracies: Sequence[float]) -> float:
         return decathlon_score(dict(zip(tasks, accuracies, strict=True)))
@@ -71,21 +77,22 @@ def accuracy_table(caption: str, scores: Mapping[Variant, Scores], points: str =
     rows = [
         [
             variant.title,
-            number_of_seeds(found),
-            *(cell(over_tasks(found, of), 2) for of in means.values()),
-            cell(over_tasks(found, tasks, score), 0),
-            *(show[task](over_tasks(found, [task]), 2) for task in tasks),
+            number_of_seeds(study, found),
+            *(cell(over_tasks(found, of), digits) for of in means.values()),
+            *([] if study.is_own else [cell(over_tasks(found, tasks, score), 0)]),
+            *(show[task](over_tasks(found, [task]), digits) for task in tasks),
         ]
         for variant, found in scores.items()
     ]
-    return Table(caption, ["method", "seeds", *means, points, *tasks], rows)
+    of_points = [] if study.is_own else [points]
+    return Table(caption, ["method", "seeds", *means, *of_points, *tasks], rows)
 
 
-def mean_columns(scores: Mapping[Variant, Scores]) -> dict[str, list[str]]:
+def mean_columns(study: Study, scores: Mapping[Variant, Scores]) -> dict[str, list[str]]:
     """The means of an accuracy table, by header: the tasks that each is taken over."""
-    tasks = [task for task in COLUMNS if any(found.get(task) for found in scores.values())]
-    targets = [task for task in tasks if task != SOURCE.name]
-    shared = statistics.shared_tasks(scores.values())
+    tasks = [task for task in study.columns if any(found.get(task) for found in scores.values())]
+    targets = [task for task in tasks if task != study.source_task]
+    shared = statistics.shared_tasks(study, scores.values())
     columns = {}
     if 2 <= len(shared) < len(tasks):
         columns[f"mean of {len(shared)} shared tasks"] = shared
@@ -94,9 +101,9 @@ def mean_columns(scores: Mapping[Variant, Scores]) -> dict[str, list[str]]:
     return {**columns, f"mean of {counted(len(tasks), 'task')}": tasks}
 
 
-def number_of_seeds(scores: Scores) -> str:
+def number_of_seeds(study: Study, scores: Scores) -> str:
     """Of a variant over the tasks that it has: "3", or "1–3" where they differ."""
-    counts = {len(found) for task, found in scores.items() if found and task != SOURCE.name}
+    counts = {len(found) for task, found in scores.items() if found and task != study.source_task}
     return "–".join(str(count) for count in sorted({min(counts), max(counts)}))
 
 
@@ -114,6 +121,53 @@ def published_table() -> Table:
     return Table(caption, ["method", f"mean of {len(COLUMNS)} tasks", "S", *COLUMNS], rows)
 
 
+# Classes and answers of own pictures.
+
+
+def class_tables(study: Study) -> list[Table]:
+    """Balanced accuracy, AUC of tasks with two classes, and the recall of each class."""
+    made = []
+    names = {"balanced accuracy": ("Balanced accuracy on val, %", 2)}
+    names["auc"] = ("Area under the ROC curve on val, from 0 to 1", 3)
+    for name, (caption, digits) in names.items():
+        scores = {variant: numbers(study, variant, name) for variant in study.variants}
+        recorded = {variant: found for variant, found in scores.items() if any(found.values())}
+        if recorded:
+            made.append(accuracy_table(study, caption, recorded, digits=digits))
+    return [*made, *(recall_table(study, task) for task in study.tasks)]
+
+
+def recall_table(study: Study, task: str) -> Table:
+    """A row a class, a column a method; of many classes those that are recognised least."""
+    of_methods = {
+        variant: statistics.mean_recalls(study, variant, task)
+        for variant in study.methods
+        if numbers(study, variant, "recalls")[task]
+    }
+    classes = next(run.classes for run in study.runs if run.task == task)
+    rows = list(zip(classes, *of_methods.values(), strict=True))
+    caption = f"Recall of each class of {task} on val, %"
+    if len(rows) > MOST_RECALLS:
+        caption += f": the {MOST_RECALLS} lowest of {len(rows)}"
+        known = [row for row in rows if None not in row]
+        rows = sorted(known, key=lambda row: (sum(row[1:]), row[0]))[:MOST_RECALLS]
+    header = ["class", *(variant.title for variant in of_methods)]
+    body = [[str(row[0]), *(shown(recall, 1) for recall in row[1:])] for row in rows]
+    return Table(caption, header, body)
+
+
+def mistakes_table(variant: Variant, mistakes: Mapping[str, Sequence[Answer]]) -> Table:
+    """The most confident mistakes by their files' names."""
+    rows = [
+        [task, answer.file, answer.category, answer.answer, f"{100 * answer.probability:.1f}"]
+        for task, answers in mistakes.items()
+        for answer in answers
+    ]
+    caption = f"{variant.title}: the most confident mistakes on val"
+    header = ["task", "picture", "class", "answer", "probability, %"]
+    return Table(caption, header, rows, words=range(4))
+
+
 # Decisions and cost.
 
 
@@ -126,17 +180,20 @@ def decision_tables(study: Study) -> list[Table]:
     deciding = [variant for variant in chosen if any(numbers(study, variant, "blocks").values())]
     if not deciding:
         return []
-    (num_blocks,) = {run.num_blocks for run in study.runs} - {None}
+    depths = {variant: num_blocks(study, variant) for variant in deciding}
+    one_depth = f", of {max(depths.values())}" if len(set(depths.values())) == 1 else ""
 
     def blocks(variant: Variant, task: str) -> str:
-        return cell(over_tasks(numbers(study, variant, "blocks"), [task]), 1)
+        found = over_tasks(numbers(study, variant, "blocks"), [task])
+        of = "" if one_depth or not found else f" of {depths[variant]}"
+        return cell(found, 1) + of
 
     def policies(variant: Variant, task: str) -> str:
         distinct = over_tasks(numbers(study, variant, "distinct"), [task])
         images = over_tasks(numbers(study, variant, "images"), [task])
         return f"{cell(distinct, 0)} of {mean_cell(images, 0)}" if distinct else NONE
 
-    shown = {f"Fine-tuned blocks per val image, of {num_blocks}": blocks}
+    shown = {f"Fine-tuned blocks per val image{one_depth}": blocks}
     shown["Distinct policies, of val images"] = policies
     return [
         Table(
@@ -146,6 +203,12 @@ def decision_tables(study: Study) -> list[Table]:
         )
         for caption, text in shown.items()
     ]
+
+
+def num_blocks(study: Study, variant: Variant) -> int:
+    """Of the network of a variant whose images decide."""
+    own = replace(variant, policy="")
+    return max(run.num_blocks or 0 for run in study.runs if run.variant == own)
 
 
 def cost_table(study: Study) -> Table:
@@ -158,9 +221,10 @@ def cost_table(study: Study) -> Table:
         compute = [numbers(study, variant, part) for part in ("network", "policy network")]
         macs = [mean_cell(over_tasks(part, study.tasks), 3) for part in compute]
         minutes = over_tasks(numbers(study, variant, "minutes"), study.tasks, sum)
-        cells = [mean_cell(stored, 2), shown(relative, 2), *macs, mean_cell(minutes, 1)]
-        rows.append([variant.title, *cells])
-    header = ["method", "stored, M", "stored, × source", "GMAC, network", "GMAC, policy network"]
+        times = [] if study.is_own else [shown(relative, 2)]
+        rows.append([variant.title, mean_cell(stored, 2), *times, *macs, mean_cell(minutes, 1)])
+    times = [] if study.is_own else ["stored, × source"]
+    header = ["method", "stored, M", *times, "GMAC, network", "GMAC, policy network"]
     return Table("Cost over all tasks", [*header, "training, minutes"], rows)
 
 
@@ -169,25 +233,39 @@ def cost_table(study: Study) -> Table:
 
 def tasks_table(study: Study) -> Table:
     """What differs between tasks, the same for all methods."""
+    columns: dict[str, Callable[[Run], object]] = {
+        "classes": lambda run: run.num_classes,
+        "epochs": lambda run: run.settings.epochs,
+        "rates drop after": lambda run: ", ".join(map(str, run.settings.milestones)) or "never",
+        "batch": lambda run: run.settings.batch_size,
+    }
+    if study.is_own:
+        columns |= {
+            "resized to": lambda run: run.settings.resize,
+            "cropped to": lambda run: run.settings.crop,
+            "fit": lambda run: run.settings.fit,
+        }
+    else:
+        columns["official classes"] = lambda run: TASK_BY_NAME[run.task].num_classes
+        columns["weight decay"] = lambda run: f"{run.settings.weight_decay:g}"
     rows = []
     for task in study.tasks:
         run = next(run for run in study.runs if run.task == task)
-        milestones = ", ".join(map(str, run.settings.milestones)) or "never"
-        cells = [run.num_classes, TASK_BY_NAME[task].num_classes, run.settings.epochs, milestones]
-        cells += [run.settings.batch_size, f"{run.settings.weight_decay:g}"]
-        rows.append([task, *map(str, cells)])
-    header = ["task", "classes", "official", "epochs", "rates drop after", "batch", "weight decay"]
-    return Table("Settings of tasks", header, rows)
+        rows.append([task, *(str(text(run)) for text in columns.values())])
+    return Table("Settings of tasks", ["task", *columns], rows)
 
 
 def methods_table(study: Study) -> Table:
     """What differs between methods, and between a method's tasks."""
+    decay = {"weight decay": lambda run: f"{run.settings.weight_decay:g}"} if study.is_own else {}
     columns: dict[str, Callable[[Run], str]] = {
         "learning rate": lambda run: f"{run.settings.lr:g}",
         "of the policy network": lambda run: (
             f"{run.settings.lr_agent:g}" if METHODS[run.method].has_policy_network else NONE
         ),
+        **decay,
         "method's own": _options,
+        "beyond the released recipe": _beyond,
         "precision": lambda run: run.settings.precision,
         "seeds": lambda run: str(run.settings.seed),
     }
@@ -195,12 +273,24 @@ def methods_table(study: Study) -> Table:
     for variant in study.methods:
         runs = [run for task in study.tasks for run in study.of(variant, task)]
         rows.append([variant.title, *(_of_most(runs, text) for text in columns.values())])
-    return Table("Settings of methods", ["method", *columns], rows, words=range(6))
+    return Table("Settings of methods", ["method", *columns], rows, words=range(8))
 
 
 def _options(run: Run) -> str:
     names = METHODS[run.method].options
     return ", ".join(f"{name} {getattr(run.settings, name):g}" for name in names) or NONE
+
+
+def _beyond(run: Run) -> str:
+    """The settings that the released recipe lacks, where they are used."""
+    used = [
+        f"{each.name} {getattr(run.settings, each.name)}"
+        for each in fields(Recipe)
+        if each.default is not MISSING
+        and each.name not in UNCOUNTED
+        and getattr(run.settings, each.name) != each.default
+    ]
+    return ", ".join(used) or NONE
 
 
 def _of_most(runs: Sequence[Run], text: Callable[[Run], str]) -> str:

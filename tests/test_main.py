@@ -36,7 +36,8 @@ def read(path):
 def test_every_task_leaves_checkpoint_arguments_environment_records_and_curves(trained):
     for task in TASKS:
         names = {path.name for path in (trained.ckpdir / task.name).iterdir()}
-        files = ["arguments.json", "environment.json", "cost.json", "records.jsonl", "curves.png"]
+        files = ["arguments.json", "environment.json", "cost.json", "curves.png"]
+        files += ["records.jsonl", "records.csv"]
         checkpoints = {"checkpoint.safetensors", "checkpoint.previous.safetensors", ".lock"}
         assert names == {*files, *checkpoints, *(["decisions.json"] if task in TARGETS else [])}
     assert (trained.ckpdir / "fine_tuned_share.png").stat().st_size > 10_000

@@ -7,6 +7,7 @@ import networks
 
 from decathlon import COLUMNS, SOURCE, TARGETS, TASK_BY_NAME
 from methods.registry import METHODS
+from reporting.study import read_studies
 
 BLOCKS = networks.BLOCKS
 SETTINGS = {**networks.SETTINGS, "batch_size": 32, "width": 32}
@@ -17,6 +18,12 @@ MACS = {"network": 330_000_000, "policy_network": 0}
 COST = {"parameters": 6_000_000, "stored_parameters": 6_000_000, "macs_per_image": MACS}
 ENVIRONMENT = {"packages": {"torch": "2.15.0"}, "device": "cpu", "device_name": "an abacus"}
 ENVIRONMENT |= {"precision": "fp32", "threads": 1, "commit": "0123456789abcdef"}
+
+
+def read_study(folders):
+    """The one study below the folders."""
+    (study,) = read_studies(folders)
+    return study
 
 
 def val_figures(accuracy, blocks_per_image=(), distinct=0):

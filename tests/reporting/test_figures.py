@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from made_up_runs import record, val_figures, write_run
+from made_up_runs import read_study, record, val_figures, write_run
 from matplotlib.colors import to_hex, to_rgb
 
 from decathlon import TASK_BY_NAME
@@ -16,7 +16,6 @@ from reporting.extremes import EACH, Example, extremes, find_extremes
 from reporting.plots import FINE_TUNED, KEPT, share_figure
 from reporting.runs import Variant
 from reporting.statistics import mean_shares
-from reporting.study import read_study
 from runtime.errors import SpotTuneError
 
 SPOTTUNE = Variant("spottune")
@@ -59,11 +58,11 @@ def test_any_two_methods_have_colours_that_can_be_told_apart():
         assert np.linalg.norm(first - second) > 80, pair
 
 
-@pytest.mark.parametrize(("blocks", "stages"), [(12, 3), (6, 0)])
-def test_stages_are_marked_on_the_blocks_of_the_decathlons_network_only(blocks, stages):
-    axes, _ = share_figure({"dtd": [0.5] * blocks}, "a title").axes
-    assert sum(text.get_text().startswith("stage") for text in axes.texts) == stages
-    assert [label.get_text() for label in axes.get_xticklabels()][-1] == str(blocks)
+@pytest.mark.parametrize(("stages", "marks"), [((4, 4, 4), 3), ((), 0)])
+def test_stages_are_marked_on_the_blocks_where_they_are_known(stages, marks):
+    axes, _ = share_figure({"dtd": [0.5] * 12}, "a title", stages).axes
+    assert sum(text.get_text().startswith("stage") for text in axes.texts) == marks
+    assert [label.get_text() for label in axes.get_xticklabels()][-1] == "12"
 
 
 # Numbers.
@@ -204,16 +203,20 @@ def test_an_example_is_the_image_its_decisions_and_its_class(folders, tmp_path):
     np.testing.assert_array_equal(most[0].pixels, val_images.crops(*first, height, width)[0])
 
 
-def test_the_squares_under_an_image_are_its_decisions():
+def test_under_an_image_stand_its_decisions_class_correctness_and_count(study):
     pixels = np.zeros((8, 12, 3), dtype=np.uint8)
-    sides = [Example(pixels, "010000000011", "a $class")], [Example(pixels, "1" * 12, "b")]
-    figure = figures.extremes_picture(SPOTTUNE, {"dtd": sides}).figure
+    sides = (
+        [Example(pixels, "010000000011", "a $class", "another")],
+        [Example(pixels, "1" * 12, "b", "b"), Example(pixels, "1" * 12, "c", None)],
+    )
+    figure = figures.extremes_picture(study, SPOTTUNE, {"dtd": sides}).figure
     figure.draw_without_rendering()
     meshes = [axes.collections[0] for axes in figure.axes if axes.collections]
     shown = [[to_hex(colour) for colour in mesh.get_facecolors()] for mesh in meshes]
     assert shown[0] == [FINE_TUNED if d == "1" else KEPT for d in "010000000011"]
     assert shown[1] == [FINE_TUNED] * 12
-    assert "a $class\n3 of 12" in [axes.get_xlabel() for axes in figure.axes]
+    labels = {axes.get_xlabel() for axes in figure.axes}
+    assert labels == {"", "a $class\nwrong: another\n3 of 12", "b\nright\n12 of 12", "c\n12 of 12"}
 
 
 def test_images_of_other_data_are_told_and_left_out(folders, tmp_path):

@@ -13,17 +13,17 @@ import report
 import score
 import submit_test
 from decathlon import SOURCE
-from reporting.page import report_text
+from reporting.page import Part, report_text
 from reporting.statistics import Spread
-from reporting.study import read_study
+from reporting.study import read_studies
 
 EXTERNAL = ("src", "href", "srcset", "action", "poster", "background")
 VAL, TUNED = "Accuracy on val, %", "Standard fine-tuning"
 
 
-def told(folder):
-    """The report as Markdown, without figures."""
-    return report_text(read_study([folder]), "markdown")
+def told(folder, form="markdown"):
+    """The report, without figures."""
+    return report_text([Part(study) for study in read_studies([folder])], form)
 
 
 def tables(markdown):
@@ -251,7 +251,7 @@ def test_text_from_files_is_no_markup_in_either_form(tmp_path):
     hostile = "<script>alert(1)</script> | `code` [a](http://b) *c* \x1b[2J"
     hostile_names = {"device_name": hostile, "commit": hostile}
     path.write_text(json.dumps(json.loads(path.read_text()) | hostile_names))
-    html, markdown = (report_text(read_study([tmp_path]), form) for form in ("html", "markdown"))
+    html, markdown = (told(tmp_path, form) for form in ("html", "markdown"))
     page = Page(html)
     assert page.open == []
     assert "script" not in page.tags

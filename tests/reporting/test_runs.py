@@ -4,10 +4,17 @@ import json
 
 import pytest
 from conftest import refusal
-from made_up_runs import SETTINGS, record, val_figures, write_json, write_published_like, write_run
+from made_up_runs import (
+    SETTINGS,
+    read_study,
+    record,
+    val_figures,
+    write_json,
+    write_published_like,
+    write_run,
+)
 
 from reporting.comparability import departures
-from reporting.study import read_study
 
 
 def complaint(folder):
