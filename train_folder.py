@@ -108,8 +108,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_tensorboard()
     check_sides(args.resize, args.crop)
     check_names(args.folders)
-    names = [folder_name_of(folder) for folder in args.folders]
-    for folder, name in zip(args.folders, names, strict=True):
+    folders = [each for each in args.folders if args.only in (None, folder_name_of(each))]
+    names = [folder_name_of(folder) for folder in folders]
+    for folder, name in zip(folders, names, strict=True):
         if not args.is_job:
             read_listing(folder)
         refuse_claimed(checkpoint_file(args.ckpdir, name).parent)
@@ -131,13 +132,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         pace = Pace(args.eval_every, 60 * args.checkpoint_minutes, args.tensorboard)
         place = FolderPlace(args.ckpdir, compute, pace)
         decay = weight_decay if args.weight_decay is None else args.weight_decay
-        chosen = [f for f in args.folders if args.only in (None, folder_name_of(f))]
         problems = [
             FolderProblem.opened(
                 folder, args.cachedir or args.ckpdir / "packed", recipe, backbone, framing,
                 args.val_share, decay, args.policy_size, compute,
             )
-            for folder in chosen
+            for folder in folders
         ]  # fmt: skip
         histories = {}
         for problem in problems:
