@@ -102,7 +102,7 @@ def own_answers(
             if why
         ]
     if listed and pictures is None:
-        remarks.append("--pictures DIR draws these pictures: DIR holds the tasks' folders.")
+        remarks.append("They are drawn with --pictures DIR, which holds the tasks' folders.")
     return drawn, listed, remarks
 
 

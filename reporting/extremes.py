@@ -69,7 +69,7 @@ def _own_sides(run: Run, pictures: Path | None) -> Sides | str:
     """Or why they cannot be shown."""
     answers = {answer.file: answer for answer in read_answers(run)}
     if pictures is None:
-        return "--pictures does not name the folder that holds the task's"
+        return "--pictures was not given"
     fewest, most = extremes({file: answer.decisions for file, answer in answers.items()})
     pixels = read_pictures(pictures / run.task, [*fewest, *most])
     if isinstance(pixels, str):

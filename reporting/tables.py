@@ -233,8 +233,10 @@ def cost_table(study: Study) -> Table:
 
 def tasks_table(study: Study) -> Table:
     """What differs between tasks, the same for all methods."""
-    columns: dict[str, Callable[[Run], object]] = {
-        "classes": lambda run: run.num_classes,
+    columns: dict[str, Callable[[Run], object]] = {"classes": lambda run: run.num_classes}
+    if not study.is_own:
+        columns["official"] = lambda run: TASK_BY_NAME[run.task].num_classes
+    columns |= {
         "epochs": lambda run: run.settings.epochs,
         "rates drop after": lambda run: ", ".join(map(str, run.settings.milestones)) or "never",
         "batch": lambda run: run.settings.batch_size,
@@ -246,7 +248,6 @@ def tasks_table(study: Study) -> Table:
             "fit": lambda run: run.settings.fit,
         }
     else:
-        columns["official classes"] = lambda run: TASK_BY_NAME[run.task].num_classes
         columns["weight decay"] = lambda run: f"{run.settings.weight_decay:g}"
     rows = []
     for task in study.tasks:
@@ -257,18 +258,19 @@ def tasks_table(study: Study) -> Table:
 
 def methods_table(study: Study) -> Table:
     """What differs between methods, and between a method's tasks."""
-    decay = {"weight decay": lambda run: f"{run.settings.weight_decay:g}"} if study.is_own else {}
     columns: dict[str, Callable[[Run], str]] = {
         "learning rate": lambda run: f"{run.settings.lr:g}",
         "of the policy network": lambda run: (
             f"{run.settings.lr_agent:g}" if METHODS[run.method].has_policy_network else NONE
         ),
-        **decay,
         "method's own": _options,
-        "beyond the released recipe": _beyond,
         "precision": lambda run: run.settings.precision,
         "seeds": lambda run: str(run.settings.seed),
     }
+    if study.is_own:
+        columns["weight decay"] = lambda run: f"{run.settings.weight_decay:g}"
+    if any(_beyond(run) != NONE for run in study.runs):
+        columns["beyond the released recipe"] = _beyond
     rows = []
     for variant in study.methods:
         runs = [run for task in study.tasks for run in study.of(variant, task)]

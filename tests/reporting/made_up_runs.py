@@ -6,6 +6,8 @@ from pathlib import Path
 import networks
 
 from decathlon import COLUMNS, SOURCE, TARGETS, TASK_BY_NAME
+from engine.answers import COLUMNS as COLUMNS_OF_ANSWERS
+from engine.answers import VAL_ANSWERS
 from methods.registry import METHODS
 from reporting.study import read_studies
 
@@ -60,9 +62,12 @@ def write_run(
     """A run's folder; `records`, or its accuracy on val after the last epoch."""
     folder = Path(ckpdir) / task
     folder.mkdir(parents=True)
-    known = {"task": task, "method": method, "num_classes": TASK_BY_NAME[task].num_classes}
+    known = {"task": task, "method": method}
+    known["num_classes"] = TASK_BY_NAME[task].num_classes if task in TASK_BY_NAME else 0
     chosen = METHODS[method].policies[:1] if method in METHODS else ()
     known |= SETTINGS | ({"policy": chosen[0]} if chosen else {}) | settings
+    if "classes" in known:
+        known["num_classes"] = len(known["classes"])
     write_json(folder / "arguments.json", known)
     write_json(folder / "environment.json", ENVIRONMENT)
     write_json(folder / "cost.json", COST | (cost or {}))
@@ -73,6 +78,30 @@ def write_run(
     (folder / "records.jsonl").write_text(lines)
     if decisions:
         write_json(folder / "decisions.json", {"split": "val", "decisions": decisions})
+    return folder
+
+
+def write_own_run(ckpdir, task, classes, answers, method="finetune", **settings):
+    """A run of one epoch on own pictures; `answers`: class, answer, probability and decisions of
+    each val picture, which are named after their places."""
+    rows = [f"val/{c}/{n}.png,{c},{a},{p},{c},0.0,{d}" for n, (c, a, p, d) in enumerate(answers)]
+    decided = [row[3] for row in answers]
+    counts = [sum(d.count("1") == n for d in decided) for n in range(len(decided[0]) + 1)]
+    right = {name: [a == c for c, a, *_ in answers if c == name] for name in classes}
+    recalls = [100.0 * sum(hits) / len(hits) if hits else None for hits in right.values()]
+    known = [recall for recall in recalls if recall is not None]
+    last = val_figures(100.0 * sum(map(sum, right.values())) / len(answers))
+    last |= {"val_balanced_accuracy": sum(known) / len(known), "val_class_recall": recalls}
+    if decided[0]:
+        shares = [sum(d[b] == "1" for d in decided) / len(decided) for b in range(len(decided[0]))]
+        last |= {"val_fine_tuned_share": shares, "val_blocks_per_image": counts}
+        last["val_distinct_policies"] = len(set(decided))
+    if len(classes) == 2:
+        last["val_auc"] = 0.75
+    records = [record(1, 0.0) | last]
+    own = {"backbone": "resnet18", "epochs": 1, "val_share": 0.2, "classes": classes}
+    folder = write_run(ckpdir, task, method, records, **own | settings)
+    (folder / VAL_ANSWERS).write_text("\n".join([",".join(COLUMNS_OF_ANSWERS), *rows, ""]))
     return folder
 
 

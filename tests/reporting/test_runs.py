@@ -71,6 +71,9 @@ def test_a_folder_without_finished_runs_is_told(tmp_path):
         ({"epochs": 1}, "epochs (2 and 1)"),
         ({"milestones": []}, "milestones ((1,) and ())"),
         ({"batch_size": 64}, "batch_size (32 and 64)"),
+        ({"schedule": "cosine"}, "schedule (step and cosine)"),
+        ({"train_share": 0.5}, "train_share (1.0 and 0.5)"),
+        ({"val_sha256": "8" * 64}, "val_sha256 (77777777777777777777 and 8888"),
         ({"weight_decay": 0.1}, "weight_decay (0.0005 and 0.1)"),
         # Seeds of one method, and two runs of one seed.
         ({"method": "l2sp", "seed": 1, "l2sp_alpha": 0.2}, "l2sp_alpha (0.0 and 0.2)"),
@@ -78,8 +81,9 @@ def test_a_folder_without_finished_runs_is_told(tmp_path):
     ],
 )
 def test_runs_that_differ_where_they_must_not_are_refused(changes, expected, tmp_path):
-    write_run(tmp_path / "a", "dtd", "l2sp", 50.0)
-    write_run(tmp_path / "b", "dtd", **{"method": "feature", "records": 50.0, **changes})
+    write_run(tmp_path / "a", "dtd", "l2sp", 50.0, val_sha256="7" * 64)
+    other = {"method": "feature", "records": 50.0, "val_sha256": "7" * 64, **changes}
+    write_run(tmp_path / "b", "dtd", **other)
     text = complaint(tmp_path)
     for part in (expected, str(tmp_path / "a/dtd"), str(tmp_path / "b/dtd")):
         assert part in text
@@ -116,6 +120,9 @@ def test_networks_of_other_depth_do_not_share_a_table(tmp_path):
         ({"milestones": []}, "learning rates drop: never (released code: 40)"),
         ({"batch_size": 32}, "images per step: 32 (released code: 128)"),
         ({"lr": 0.01}, "learning rate: 0.01 (released code: 0.1)"),
+        ({"schedule": "cosine"}, "schedule: cosine (released code: step)"),
+        ({"optimizer": "adamw"}, "optimizer: adamw (released code: sgd)"),
+        ({"images_per_class": 5}, "images per class: 5 (released code: 0)"),
         ({"precision": "bf16"}, "precision: bf16 (released code: fp32)"),
         ({"weight_decay": 0.1}, "weight decay on dtd: 0.1 (released code: 0)"),
         ({"lr_agent": 0.5}, None),  # of no network
