@@ -66,6 +66,10 @@ def digest_of(path):
         for line in path.read_text().splitlines():
             record = {k: v for k, v in json.loads(line).items() if k not in TIMES}
             digest.update(json.dumps(record, sort_keys=True).encode())
+    elif path.name == "decisions.json":
+        content = json.loads(path.read_text())
+        content.pop("answers", None)  # which older versions did not write
+        digest.update((json.dumps(content, indent=0) + "\n").encode())
     else:
         digest.update(path.read_bytes())
     return digest.hexdigest()
