@@ -122,7 +122,7 @@ def read_studies(folders: Sequence[Path]) -> list[Study]:
     found: dict[Path, Run] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise SpotTuneError(f"{folder}: no such folder; expected one with runs of main.py")
+            raise SpotTuneError(f"{folder}: no such folder; expected one with finished runs")
         for path in sorted(folder.rglob("arguments.json")):
             name = Path(folder.resolve().name) / path.parent.relative_to(folder)
             found[path.parent.resolve()] = read_run(path.parent, name.as_posix())

@@ -68,6 +68,13 @@ def test_classes_have_recalls_and_tasks_are_named_after_their_folders(birds):
     assert found["Settings of tasks"]["birds"]["fit"] == "crop"
 
 
+def test_a_recall_is_the_mean_over_seeds_of_which_some_find_nothing(birds):
+    none_right = [("crow", "owl", 0.5, "00"), ("wren", "wren", 0.5, "00")]
+    write_own_run(birds.parent / "b", "birds", CLASSES, none_right, "spottune", seed=1)
+    recalls = tables(told(birds.parent))["Recall of each class of birds on val, %"]
+    assert [row["SpotTune"] for row in recalls.values()] == ["16.7", "100.0", "100.0"]
+
+
 def test_two_classes_have_an_area_under_the_roc_curve(tmp_path):
     write_own_run(tmp_path, "moles", ["benign", "malign"], [("benign", "benign", 0.9, "")])
     found = tables(told(tmp_path))
