@@ -24,6 +24,7 @@ from engine.arguments import (
     add_method_arguments,
     add_run_arguments,
     add_training_arguments,
+    channels,
     check_sides,
     data_folders,
     number_of_blocks,
@@ -79,7 +80,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="tenfold drops of imagenet12's learning rate")
     add("--resize", type=positive_int, default=72, help="shorter side of every image, in pixels")
     add("--crop", type=positive_int, default=64, help="side of random crops, in pixels")
-    add("--width", type=positive_int, default=PAPER_WIDTH,
+    add("--width", type=channels, default=PAPER_WIDTH,
         help="channels of the stem of network and policy network")
     # fmt: on
     add_training_arguments(parser, RELEASED)

@@ -23,6 +23,7 @@ from engine.arguments import (
     add_method_arguments,
     add_run_arguments,
     add_training_arguments,
+    channels,
     recipe_of,
 )
 from engine.checkpoints import Checkpoint, checkpoint_file
@@ -54,7 +55,11 @@ SMALLEST_SIDE = 16
 side = number(
     int, lambda value: SMALLEST_SIDE <= value <= LARGEST, f"{SMALLEST_SIDE} to {LARGEST} pixels"
 )
-policy_side = number(int, lambda value: value == 0 or value >= SMALLEST_SIDE, "0, or 16 and more")
+policy_side = number(
+    int,
+    lambda value: value == 0 or SMALLEST_SIDE <= value <= LARGEST,
+    f"0, or {SMALLEST_SIDE} to {LARGEST} pixels",
+)
 area = number(float, lambda value: 0 < value <= 1, "a number above 0 and up to 1")
 val_share = number(float, lambda value: 0 < value < 1, "a number between 0 and 1")
 
@@ -87,7 +92,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="to normalise with: those of the weights, or of the training pictures")
     add("--weight_decay", type=non_negative_float,
         help="of the network; unset: 0.0001 with sgd, 0.05 with adamw")
-    add("--width", type=side, default=PAPER_WIDTH,
+    add("--width", type=channels, default=PAPER_WIDTH,
         help="channels of the policy network's stem")
     add("--policy_size", type=policy_side, default=64,
         help="the policy network sees pictures of this side, in pixels; 0: as the backbone")

@@ -38,6 +38,9 @@ number_of_blocks = number(
 )
 
 
+channels = number(int, lambda value: 1 <= value <= LARGEST, f"1 to {LARGEST} channels")
+
+
 def task_name(text: str) -> str:
     """An argparse type: the name of a task; for another word, the closest name is suggested."""
     if text in TASK_BY_NAME:

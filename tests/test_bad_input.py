@@ -29,6 +29,7 @@ def own_data(decathlon_root, tmp_path):
         (["--nb_epochs", "0"], "--nb_epochs: 0 given"),
         (["--seed", "9" * 20], "64 bits"),
         (["--step1", "9" * 20], "--step1"),
+        (["--width", "1025"], "--width: 1025 given; expected 1 to 1024 channels"),
         (["--k", "13"], "--k: 13 given; expected 0 to 12"),
         (["--k", "three"], "--k: three given; expected 0 to 12"),
         (["--ckpdir", ""], "an empty name given; expected a folder"),
