@@ -75,7 +75,8 @@ def test_points_and_mean_follow_from_the_accuracies(folder):
     # svhn: 2 of 3 right, E = 33.3 is beyond its E_max of 6.90: nothing.
     wrong = {40_100_001: 40_000_001, 80_100_001: 80_000_002}
     figures = scored(folder, as_answers(SVHN | DTD | wrong))
-    assert figures["score"] == pytest.approx(191.69, abs=0.01)
+    points = [figures["score"], figures["tasks"]["dtd"]["points"]]
+    assert points == pytest.approx([191.69, 191.69], abs=0.01)
     assert figures["mean"] == pytest.approx((50 + 66.6667) / 2, abs=1e-4)
 
 
@@ -95,6 +96,7 @@ def test_a_missing_doubled_or_foreign_answer_is_wrong(folder, answers, correct, 
     figures = scored(folder, answers)
     assert figures["tasks"]["svhn"][problem.partition(":")[0]] == (4 if correct == 3 else 1)
     assert figures["tasks"]["svhn"]["correct"] == correct
+    assert figures["tasks"]["svhn"]["accuracy"] == pytest.approx(100 * correct / 3)
     assert figures["problems"] == [f"svhn, {problem}"]
 
 
