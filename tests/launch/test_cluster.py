@@ -126,6 +126,16 @@ def test_a_node_without_scontrol_tells_how_to_go_on(tmp_path, monkeypatch, capsy
     assert "Run the same cluster.py command again" in said
 
 
+@pytest.mark.parametrize(("rank", "requeued"), [(0, [True]), (1, [])])
+def test_the_first_node_alone_puts_the_job_back(rank, requeued, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_PROCID", str(rank))
+    asked = []
+    with pytest.raises(SystemExit):
+        slurm.leave(SlurmJobEnvironment(), slurm.preemption_signal(), lambda *_: asked.append(True))
+    assert asked == requeued
+
+
 @pytest.mark.parametrize(
     ("code", "is_running"),
     [

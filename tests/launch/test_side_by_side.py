@@ -104,6 +104,10 @@ ENDINGS = {  # task: how its process ends, and how often it is then tried
     "killed": ("os.kill(os.getpid(), signal.SIGKILL)", 3),
     "once": ("noted(f'begin once {device}') > 1 or os.kill(os.getpid(), signal.SIGKILL)", 2),
     "terminated": ("sys.exit(143)", 3),
+    "killed-after-an-error": (
+        "print('error: at last', flush=True); os.kill(os.getpid(), signal.SIGKILL)",
+        3,
+    ),
     "error-in-the-middle": ("print('error: but not the end'); print('more'); sys.exit(1)", 3),
 }
 
