@@ -526,16 +526,16 @@ def killer_of(fault: Fault, folder: Path, ignored: list[str]) -> str | None:
     return names[0].partition("[")[0].removeprefix("tests/") if names else None
 
 
-def tables(killers: dict[Fault, str | None]) -> str:
-    """How many faults were killed in each area; and by test, which."""
+def table(killers: dict[Fault, str | None]) -> str:
+    """How many faults of each area were killed; and by test, which."""
     areas, tests = {}, {}
     for fault, killer in killers.items():
         areas.setdefault(fault.area, []).append(killer is not None)
         tests.setdefault(f"`{killer}`" if killer else "**lived**", []).append(fault.meaning)
-    areas["all"] = [killer is not None for killer in killers.values()]
-    lines = ["| area | planted | killed |", "|---|---|---|"]
-    lines += [f"| {area} | {len(found)} | {sum(found)} |" for area, found in areas.items()]
-    lines += ["", "| test | faults that it killed |", "|---|---|"]
+    counts = [f"{area} {sum(found)} of {len(found)}" for area, found in areas.items()]
+    killed = sum(map(sum, areas.values()))
+    lines = [f"Killed: {killed} of {len(killers)}. By area: {', '.join(counts)}.", ""]
+    lines += ["| test | faults that it killed |", "|---|---|"]
     lines += [f"| {test} | {'; '.join(meanings)} |" for test, meanings in tests.items()]
     return "\n".join(lines)
 
@@ -561,9 +561,9 @@ def main() -> None:
             said = killer or "LIVED"
             print(f"{number}/{len(chosen)} {fault.file}: {fault.meaning}: {said}", flush=True)
     if args.out:
-        args.out.write_text(tables(killers) + "\n")
+        args.out.write_text(table(killers) + "\n")
     else:
-        print(tables(killers))
+        print(table(killers))
     sys.exit(None in killers.values())
 
 
