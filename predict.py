@@ -34,7 +34,7 @@ from reporting.drawing import draw_answer
 from runtime.cli import Parser, positive_int
 from runtime.devices import Compute, choose_compute
 from runtime.errors import SpotTuneError, run_script
-from runtime.files import write_whole
+from runtime.files import check_place, write_whole
 from runtime.progress import say, track
 
 AT_ONCE = 512  # pictures in memory
@@ -76,7 +76,11 @@ class Predictor:
 
         `precision` "auto": that of the training.
         """
-        checkpoint = Checkpoint.load(path)
+        if not path.is_file():
+            raise SpotTuneError(
+                f"{path}: no such checkpoint; name a run's folder, such as cv/birds"
+            )
+        checkpoint = Checkpoint.load(path, advice="Name a run's folder, such as cv/birds")
         settings = checkpoint.settings
         compute = choose_compute(device, settings.precision if precision == "auto" else precision)
         if settings.backbone == RESNET26:
@@ -94,6 +98,8 @@ class Predictor:
         seed: int = 0,
     ) -> list[dict]:
         """The columns of engine/answers.py for pictures H x W x 3 uint8, by their names."""
+        if not pictures:
+            return []
         settings, kind = self.checkpoint.settings, self.checkpoint.kind
         images = PackedImages.of_arrays(list(pictures.values()), len(self.classes))
         if settings.backbone == RESNET26:
@@ -114,6 +120,9 @@ class Predictor:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    for path in filter(None, (args.csv, args.json)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_place(path)
     files = files_of(args.pictures)
     predictor = Predictor.opened(checkpoint_of(args.run, args.best), args.device, args.precision)
     rows, broken = [], []
@@ -128,7 +137,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows += found
     for path, content in ((args.csv, as_csv(rows)), (args.json, json.dumps(rows, indent=1) + "\n")):
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, content.encode(errors="surrogateescape"))
             say(f"{len(rows)} answers: {path}")
     if not args.csv and not args.json:
@@ -148,7 +156,8 @@ def checkpoint_of(run: Path, best: bool) -> Path:
         path = checkpoint_file(run.parent, run.name)
         if best and not best_file(path).is_file():
             raise SpotTuneError(f"{best_file(path)}: no such file; train with --keep best")
-    return best_file(path) if best else path
+    is_named = path.name == best_file(path.with_name("checkpoint.safetensors")).name
+    return best_file(path) if best and not is_named else path
 
 
 def files_of(named: Sequence[Path]) -> list[Path]:
@@ -156,7 +165,10 @@ def files_of(named: Sequence[Path]) -> list[Path]:
     files = []
     for path in named:
         if path.is_dir():
-            files += [path / name for name in pictures_below(path)]
+            found, others = pictures_below(path)
+            files += [path / name for name in found]
+            if others:
+                print(f"{path}: {others} files that are no pictures are skipped", file=sys.stderr)
         elif path.exists():
             files.append(path)
         else:

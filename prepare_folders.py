@@ -248,11 +248,22 @@ def prepare(pictures: Sequence[Picture], raw: Path, out: Path, copy: bool) -> No
                     f"remove it"
                 )
             if folder == out:
+                check_whole(pictures, out, copy)
                 return
     partial.mkdir(parents=True, exist_ok=True)
     write_whole(partial / MARKER, content.encode())
     place(pictures, partial, copy)
     partial.replace(out)
+
+
+def check_whole(pictures: Sequence[Picture], out: Path, copy: bool) -> None:
+    """Raise SpotTuneError if `out` lacks pictures, or has links where copies are asked for."""
+    gone = [each.place for each in pictures if not (out / each.place).is_file()]
+    problem = f"lacks {len(gone)} of its pictures, such as {gone[0]}" if gone else ""
+    if copy and not gone and (out / pictures[0].place).samefile(pictures[0].file):
+        problem = "holds hard links, not copies"
+    if problem:
+        raise SpotTuneError(f"{out}: {problem}. Remove it to make it again")
 
 
 def place(pictures: Sequence[Picture], folder: Path, copy: bool) -> None:

@@ -119,6 +119,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not args.is_job:
             read_listing(folder)
         refuse_claimed(checkpoint_file(args.ckpdir, name).parent)
+        for split in ("train", "val"):
+            if args.ckpdir.resolve().is_relative_to((folder / split).resolve()):
+                raise SpotTuneError(
+                    f"--ckpdir {args.ckpdir}: lies in {folder / split}, where it would become a "
+                    f"class; name another folder"
+                )
     devices = job_devices(args.device, args.jobs, len(names))
     is_alone = len(devices) == 1
     device = args.device if is_alone else "cpu"  # the parent of others opens no GPU

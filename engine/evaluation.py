@@ -157,8 +157,13 @@ def class_figures(predictions: Predictions, labels: np.ndarray, num_classes: int
     known = [recall for recall in recalls if recall is not None]
     figures = {"balanced_accuracy": sum(known) / len(known), "class_recall": recalls}
     if num_classes == 2 and len(known) == 2:
-        answered = predictions.probabilities[:, 0].astype(np.float64)
-        second = np.where(predictions.labels == 1, answered, 1 - answered)
-        away = second[labels == 1][:, None] - second[labels == 0][None, :]
-        figures["auc"] = float((away > 0).mean() + (away == 0).mean() / 2)
+        of_second = np.where(
+            predictions.labels == 1,
+            predictions.probabilities[:, 0], predictions.probabilities[:, 1],
+        )  # fmt: skip
+        negatives = np.sort(of_second[labels == 0])
+        below, up_to = (
+            np.searchsorted(negatives, of_second[labels == 1], side) for side in ("left", "right")
+        )
+        figures["auc"] = float((below + up_to).mean() / 2 / len(negatives))
     return figures

@@ -111,7 +111,8 @@ class FolderProblem:
             kind, recipe, weight_decay=self.weight_decay, mean=mean, std=std,
             source_sha256=self.backbone.sha256, backbone=self.backbone.name,
             fit=self.framing.fit, min_area=self.framing.min_area,
-            interpolation=self.backbone.config.interpolation, val_share=self.val_share,
+            interpolation=self.backbone.config.interpolation,
+            val_share=self.val_share if self.images.val_is_aside else 0.0,
             policy_size=self.policy_size,
         )  # fmt: skip
 

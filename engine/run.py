@@ -66,10 +66,13 @@ class Run:
         if difference is not None:
             name, trained, asked = difference
             if name in HASHES_OF_DATA:
+                is_own = self.settings.backbone != RESNET26
+                where = (
+                    f"folder {self.task} holds" if is_own else f"annotations of {self.task} list"
+                )
                 raise SpotTuneError(
                     f"{self.path}: was {HASHES_OF_DATA[name]} other images or labels than the "
-                    f"annotations of {self.task} list now. Put those back, or give another "
-                    f"--ckpdir to train anew"
+                    f"{where} now. Put those back, or give another --ckpdir to train anew"
                 )
             raise SpotTuneError(
                 f"{self.path}: was trained with {name} {brief(trained, 40)}, but this run "

@@ -25,6 +25,7 @@ from runtime.errors import SpotTuneError, is_out_of_memory
 from runtime.randomness import generator
 
 SHOWN_IMAGES = 8  # of a batch whose loss is not finite
+SAID_OF_ONE_VALUE = "more than 1 value per channel"  # by PyTorch's BatchNorm
 REMEDY = "Try a smaller --lr, or --precision fp32"
 
 
@@ -158,6 +159,14 @@ class Trainer:
             return train_step(
                 images, labels, noise_NL2, forward, self.optimizers, group, scale, self.grad_clip
             )
+        except ValueError as error:
+            if SAID_OF_ONE_VALUE not in str(error):
+                raise
+            raise SpotTuneError(
+                f"a batch of {len(labels)} leaves BatchNorm a single value per channel, so it "
+                f"cannot train. Give another --batch_size, by which the number of images leaves no "
+                f"remainder of one, or a larger --crop"
+            ) from error
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

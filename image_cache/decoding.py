@@ -24,7 +24,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps
 
-from runtime.errors import SpotTuneError
+from runtime.errors import MISFITS, SpotTuneError
 
 # Pillow can start an interpreter for some formats (EPS); these hold pixels and nothing else.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "JPEG2000", "PPM")
@@ -172,7 +172,9 @@ def decoded(path: Path, reading: Reading) -> np.ndarray | str:
         return f"{path}: listed, but there is no such file"
     except PermissionError:
         return f"{path}: permission was denied"
-    except (OSError, ValueError, SyntaxError, *BOMBS) as error:
+    except BOMBS:
+        return f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller"
+    except (OSError, SyntaxError, *MISFITS) as error:
         formats = ", ".join(IMAGE_FORMATS)
         return f"{path}: cannot be decoded ({error}); cut short, or none of {formats}"
 
@@ -193,11 +195,16 @@ def refuse_bombs() -> None:
 
 
 def as_photograph(image: Image.Image) -> Image.Image:
-    """RGB as a viewer shows it: turned by EXIF, on white, 16 bits of grey scaled to 8."""
+    """RGB as a viewer shows it: turned by EXIF, on white, 16 bits of grey scaled to 8.
+
+    Raises ValueError for grey of more than 16 bits, whose white is not known.
+    """
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # whole numbers, of 16 bits in files
+    if image.mode == "F" or image.mode.startswith("I"):
         pixels = np.asarray(image)
-        image = Image.fromarray((pixels // 257 if pixels.max() > 255 else pixels).astype(np.uint8))
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() >= 2**16:
+            raise ValueError("grey of more than 16 bits; save it with 8 or 16")
+        image = Image.fromarray((pixels // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -248,9 +248,9 @@ def fingerprint(datadir: Path, folders: Iterable[str]) -> str:
             continue
         found = True
         for entry in sorted(os.scandir(datadir / folder), key=lambda entry: entry.name):
-            status = entry.stat()
-            facts = (folder, entry.name, status.st_size, status.st_mtime_ns)
             if entry.is_file():
+                status = entry.stat()
+                facts = (folder, entry.name, status.st_size, status.st_mtime_ns)
                 digest.update(repr(facts).encode())
     return digest.hexdigest() if found else ""
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ class FolderImages:
     train_names: list[str]
     val: PackedImages
     val_names: list[str]
+    val_is_aside: bool  # a share of train
 
 
 def load_folder(
@@ -41,6 +43,7 @@ def load_folder(
         stay, aside = divided(listing.train.labels, listing.classes, val_share, seed, name)
         val, val_names = train.chosen(aside), listing.train.chosen(aside).files
         say(f"{name}: no val folder, so {len(aside)} of {len(train)} pictures of train are val")
+        warn_of_copies(folder, listing.train.chosen(stay), listing.train.chosen(aside))
     else:
         val = _packed(folder, cachedir, "val", listing.val, listing, reading)
         val_names = listing.val.files
@@ -49,7 +52,8 @@ def load_folder(
     if subset != Subset():
         say(f"{name}: {len(chosen)} of {len(stay)} training pictures are used")
     names = listing.train.chosen(chosen).files
-    return FolderImages(listing.classes, train.chosen(chosen), names, val, val_names)
+    is_aside = listing.val is None
+    return FolderImages(listing.classes, train.chosen(chosen), names, val, val_names, is_aside)
 
 
 def load_pictures(folder: Path, files: Sequence[str], pack: Path, reading: Reading) -> PackedImages:
@@ -61,7 +65,10 @@ def load_pictures(folder: Path, files: Sequence[str], pack: Path, reading: Readi
 
 def folder_name_of(folder: Path) -> str:
     """The task's name: the folder's own, also for "." and for a link's target."""
-    return folder.name or folder.resolve().name
+    name = folder.name if folder.name not in ("", "..") else folder.resolve().name
+    if not name:
+        raise SpotTuneError(f"{folder}: a task cannot be named after it; name a folder below")
+    return name
 
 
 def mean_and_std(images: PackedImages) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -89,7 +96,8 @@ def _packed(
     annotations = _annotations(pictures, listing.classes)
     origin = _origin(annotations, reading)
     how = f"{reading.side}{'_squeezed' if reading.squeeze else ''}_{reading.interpolation}"
-    pack = cachedir / f"{folder_name_of(folder)}_{split}_{how}.pack"
+    where = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:8]
+    pack = cachedir / f"{folder_name_of(folder)}_{where}_{split}_{how}.pack"
     images = open_pack(pack, origin, folder, reading.side)
     if images is not None:
         return images
@@ -123,6 +131,8 @@ def check_names(folders: Sequence[Path]) -> None:
     for folder in folders:
         name = folder_name_of(folder)
         if name in seen:
+            if seen[name].resolve() == folder.resolve():
+                raise SpotTuneError(f"{folder}: named twice")
             raise SpotTuneError(
                 f"{seen[name]} and {folder} have the same name, which names a run's folder; rename "
                 f"one, or train them one by one with another --ckpdir"

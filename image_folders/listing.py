@@ -81,14 +81,23 @@ def read_listing(folder: Path) -> Listing:
     return Listing(classes, train, val)
 
 
-def pictures_below(folder: Path) -> list[str]:
-    """All pictures in a folder and the folders in it, without classes, by their relative paths."""
-    found = []
+def pictures_below(folder: Path) -> tuple[list[str], int]:
+    """All pictures in a folder and the folders in it, by their relative paths; how many others.
+
+    Hidden files and folders do not count.
+    """
+    found, seen, others = [], set(), 0
     for where, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = (Path(where, name) for name in sorted(names) if is_picture(name))
+        if (real := os.path.realpath(where)) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        shown = sorted(name for name in names if not name.startswith("."))
+        paths = [Path(where, name) for name in shown if is_picture(name)]
         found += [path.relative_to(folder).as_posix() for path in paths]
-    return found
+        others += len(shown) - len(paths)
+    return found, others
 
 
 def is_picture(name: str) -> bool:
@@ -127,28 +136,40 @@ def _split(folder: Path, split: str, classes: list[str]) -> Pictures:
             f"{folder / split}: the classes {_some(unknown)} are not among train's "
             f"{len(classes)}. Are they spelt alike? Otherwise add them to train, or remove them"
         )
-    skipped = []
+    loose = [child.name for child in (folder / split).iterdir() if child.is_file()]
+    skipped, seen = [f"{split}/{name}" for name in loose], set()
 
     def is_wanted(path: str) -> bool:
-        if not is_picture(path):
-            skipped.append(os.path.relpath(path, folder))
-        return is_picture(path)
+        place, real = os.path.relpath(path, folder), os.path.realpath(path)
+        in_hidden = any(part.startswith(".") for part in Path(place).parts)
+        is_new = is_picture(path) and not in_hidden and real not in seen
+        seen.add(real)  # a link to a folder above would give the same pictures again
+        if not is_new:
+            skipped.append(place)
+        return is_new
 
     there = {name: label for name, label in number.items() if (folder / split / name).is_dir()}
     if not there:
         return Pictures([], [])
     found = make_dataset(str(folder / split), there, is_valid_file=is_wanted, allow_empty=True)
     if skipped:
-        say(f"{folder / split}: {len(skipped)} files that are no pictures are skipped: "
-            f"{_some(sorted(skipped))}")  # fmt: skip
+        say(
+            f"{folder / split}: {len(skipped)} files that are hidden, twice there, or no pictures "
+            f"of a class are skipped: {_some(sorted(skipped))}"
+        )
     files = [Path(os.path.relpath(path, folder)).as_posix() for path, _ in found]
     return Pictures(files, [label for _, label in found])
 
 
 def _read_list(path: Path) -> list[tuple[str, str]]:
     """The lines `path,class` of a list, without its header."""
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
-        rows = [(number, row) for number, row in enumerate(csv.reader(stream), start=1) if row]
+    try:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
+            rows = [(number, row) for number, row in enumerate(csv.reader(stream), start=1) if row]
+    except csv.Error as error:
+        raise SpotTuneError(
+            f"{path}: not a list of path,class ({error}); is a quote left open?"
+        ) from error
     if rows and [cell.strip().lower() for cell in rows[0][1]] == HEADER:
         rows = rows[1:]
     found = []
@@ -174,14 +195,10 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
 
 def warn_of_copies(folder: Path, train: Pictures, val: Pictures) -> None:
     """Say so if the same picture, byte for byte, is in train and in val."""
-    sizes = _by_size(folder, train.files)
-    copies = [
-        name
-        for size, names in _by_size(folder, val.files).items()
-        if size in sizes
-        for name in names
-        if _digest(folder / name) in {_digest(folder / other) for other in sizes[size]}
-    ]
+    of_train, copies = _by_size(folder, train.files), []
+    for size, names in _by_size(folder, val.files).items():
+        contents = {_digest(folder / name) for name in of_train.get(size, ())}
+        copies += [name for name in names if contents and _digest(folder / name) in contents]
     if copies:
         say(
             f"warning: {len(copies)} pictures of val are in train too, so val's accuracy is too "

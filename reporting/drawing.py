@@ -15,7 +15,7 @@ MARGIN, LINE, SQUARE = 8, 20, 24
 
 def draw_answer(pixels: np.ndarray, row: Mapping[str, object], folder: Path) -> Path:
     """Write a PNG of the picture H x W x 3 uint8 with its row of engine/answers.py; its path."""
-    height = round(WIDTH * pixels.shape[0] / pixels.shape[1])
+    height = max(1, round(WIDTH * pixels.shape[0] / pixels.shape[1]))
     picture = Image.fromarray(pixels).resize((WIDTH, height), Image.Resampling.BICUBIC)
     font, blocks = ImageFont.truetype(FONT, 13), row["fine_tuned_blocks"]
     canvas = Image.new(

@@ -264,6 +264,16 @@ def test_a_list_that_is_cut_short_is_refused_in_one_line(tmp_path, name):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_was_made_with_other_flags_or_has_lost_pictures_is_no_success(tmp_path):
+    made = prepared(tmp_path, cubs)
+    again = ["cubs", str(tmp_path / "raw"), str(tmp_path / "out")]
+    with pytest.raises(SpotTuneError, match="holds hard links, not copies"):
+        prepare_folders.main([*again, "--copy"])
+    (tmp_path / "out" / sorted(made)[0]).unlink()
+    with pytest.raises(SpotTuneError, match="lacks 1 of its pictures"):
+        prepare_folders.main(again)
+
+
 @pytest.mark.parametrize("flags", [[], ["--copy"], ["--crop_boxes"]])
 def test_a_stopped_run_continues_and_ends_as_one_that_was_not_stopped(tmp_path, monkeypatch, flags):
     whole = prepared(tmp_path / "whole", cubs, *flags)

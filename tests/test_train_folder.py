@@ -226,6 +226,10 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(painted, paints, tmp_pa
     assert "no pictures in it" in refusal(predict.main, [run, str(tmp_path / "empty")])
     assert "no such checkpoint" in refusal(predict.main, [str(tmp_path / "none"), test])
     assert "train with --keep best" in refusal(predict.main, [run, test, "--best"])
+    png = str(paints / "paints/test/0.png")
+    assert "Name a run's folder" in refusal(predict.main, [png, test])
+    told = refusal(predict.main, [run, test, "--csv", str(tmp_path)])
+    assert "expected a file name" in told
 
 
 # --- A careless user -----------------------------------------------------------------------------
@@ -251,6 +255,19 @@ def test_a_bad_folder_is_named_before_any_other_is_trained(paints, tmp_path):
     told = refusal(lambda: train(tmp_path, tmp_path / "cv", folders=("paints", "bad")))
     assert "only the class only found" in told
     assert not (tmp_path / "cv/paints").exists()
+
+
+def test_a_last_batch_of_which_nothing_is_left_for_batch_norm_is_told(paints, tmp_path):
+    """A ResNet-18 halves 32 pixels five times: one value per channel and picture is left."""
+    changes = ["--backbone", "resnet18", "--batch_size", "9", "--nb_epochs", "1"]
+    told = refusal(train, paints, tmp_path, *changes)
+    assert "a batch of 1 leaves BatchNorm a single value per channel" in told
+
+
+def test_runs_do_not_lie_among_the_pictures(paints):
+    folder = paints / "paints/train/cv"
+    assert "where it would become a class" in refusal(train, paints, folder)
+    assert not folder.exists()
 
 
 def test_other_settings_do_not_continue_a_run(painted, paints):

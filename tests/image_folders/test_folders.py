@@ -1,6 +1,8 @@
 """Folders of pictures: what is listed, how it is decoded and divided, and what is refused."""
 
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from PIL import Image
 
 from image_cache.decoding import Reading, decode_image
 from image_cache.subsets import Subset, divided, few
-from image_folders.images import check_names, load_folder, mean_and_std
+from image_folders.images import check_names, folder_name_of, load_folder, mean_and_std
 from image_folders.listing import pictures_below, read_listing
 from runtime.errors import SpotTuneError
 
@@ -134,10 +136,12 @@ def test_what_is_no_picture_is_skipped_with_a_message(birds, capsys):
     for name in ("Thumbs.db", ".hidden.png", "notes.txt"):
         (birds / "train/owl" / name).write_bytes(b"x")
     (birds / "train/.git").mkdir()
+    picture(birds / "train/owl/.ipynb_checkpoints/0.png", 98)
+    picture(birds / "train/loose.png", 97)
     picture(birds / "train/owl/sub folder/Ä Ö.PNG", 99)
     found = load(birds)
     said = capsys.readouterr().out
-    assert "3 files that are no pictures are skipped" in said
+    assert "birds/train: 5 files that are hidden, twice there, or no pictures of a class" in said
     assert "train/owl/Thumbs.db" in said
     assert found.classes == ["crow", "owl", "wren"]
     assert "train/owl/sub folder/Ä Ö.PNG" in found.train_names
@@ -207,6 +211,49 @@ def test_the_same_picture_in_train_and_val_is_warned_of(birds, capsys):
     assert "1 pictures of val are in train too" in capsys.readouterr().out
 
 
+def test_copies_are_warned_of_where_val_is_a_share_of_train_too(birds, capsys):
+    shutil.rmtree(birds / "val")
+    for number in range(5):
+        shutil.copy(birds / f"train/crow/{number}.png", birds / f"train/crow/copy{number}.png")
+    load(birds, val_share=0.5)
+    assert "pictures of val are in train too" in capsys.readouterr().out
+
+
+def test_a_dangling_link_is_skipped_or_named(birds):
+    (birds / "train/owl/.#notes.txt").symlink_to("nobody@host.1234")
+    load(birds)
+    (birds / "train/owl/gone.png").symlink_to("nowhere.png")
+    assert "gone.png: listed, but there is no such file" in refusal(load, birds)
+
+
+def test_a_quote_that_is_left_open_is_named(birds):
+    (birds / "train.csv").write_text('"train/owl/0.png,owl\n' + "train/crow/0.png,crow\n" * 9000)
+    assert "is a quote left open?" in refusal(read_listing, birds)
+
+
+@pytest.mark.parametrize("folder", ["..", "owl/.."])
+def test_a_task_is_never_named_dot_dot(folder, birds, monkeypatch):
+    monkeypatch.chdir(birds / "train")
+    assert folder_name_of(Path(folder)) in ("birds", "train")
+
+
+def test_folders_of_one_name_do_not_share_their_packs(tmp_path):
+    for number, where in enumerate("ab"):
+        for name in ("owl", "wren"):
+            path = tmp_path / where / f"birds/train/{name}/0.bmp"
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (16, 16), (number * 200,) * 3).save(path)
+            shutil.copy(path, path.with_name("1.bmp"))
+            for each in path.parent.iterdir():
+                os.utime(each, (0, 0))
+    for number, where in enumerate("ab"):
+        found = load_folder(
+            tmp_path / where / "birds", tmp_path / "packed", READING, 0.5, Subset(), 0
+        )
+        corner = np.zeros(1, dtype=np.int64)
+        assert found.train.crops(corner, corner, corner, 16, 16).max() == number * 200
+
+
 def test_two_folders_of_one_name_are_refused(tmp_path):
     assert "have the same name" in refusal(
         check_names, [tmp_path / "a/birds", tmp_path / "b/birds"]
@@ -217,7 +264,9 @@ def test_pictures_below_a_folder_are_all_found_but_hidden_ones(birds):
     picture(birds / "test/.cache/x.png")
     picture(birds / "test/deep/x.JPG")
     picture(birds / "test/y.webp")
-    assert pictures_below(birds / "test") == ["y.webp", "deep/x.JPG"]
+    (birds / "test/notes.txt").touch()
+    (birds / "test/deep/up").symlink_to(birds / "test")  # a circle
+    assert pictures_below(birds / "test") == (["y.webp", "deep/x.JPG"], 1)
 
 
 def decoded(path, reading=READING):
@@ -262,6 +311,14 @@ def test_every_usual_format_and_mode_is_read(ending, mode, tmp_path):
     with Image.open(path) as image:
         expected = image.convert("RGB").resize((19, 16), Image.Resampling.BICUBIC)
     assert np.array_equal(decoded(path), np.asarray(expected))
+
+
+@pytest.mark.parametrize("value", [-5.0, 70_000.0, 0.5])
+def test_grey_whose_white_is_not_known_is_named(value, tmp_path):
+    pixels = np.full((16, 16), value, dtype=np.float32 if value == 0.5 else np.int32)
+    Image.fromarray(pixels).save(tmp_path / "x.tif")
+    with pytest.raises(ValueError, match="more than 16 bits"):
+        decoded(tmp_path / "x.tif")
 
 
 def test_small_pictures_are_enlarged_and_squeezed_ones_become_squares(tmp_path):
