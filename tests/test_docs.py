@@ -1,16 +1,19 @@
-"""The Python of docs/own_pictures.md runs as it stands."""
+"""The Python of README and docs/own_pictures.md runs."""
 
 import re
 
 import numpy as np
+import torch
 from conftest import REPOSITORY
 from PIL import Image
 
 import train_folder
+from methods.registry import build_method
+from weights.backbone_weights import load_backbone
 
 
-def snippets():
-    text = (REPOSITORY / "docs/own_pictures.md").read_text()
+def snippets(page):
+    text = (REPOSITORY / page).read_text()
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
@@ -25,9 +28,24 @@ def test_the_snippets_of_own_pictures_run(tmp_path, monkeypatch):
     network = ["--backbone", "timm:test_resnet", "--weights", "none", "--width", "16"]
     size = ["--resize", "36", "--crop", "32", "--policy_size", "16", "--nb_epochs", "1"]
     train_folder.main(["birds", *network, *size, "--device", "cpu"])
-    building, predicting = snippets()
+    building, predicting = snippets("docs/own_pictures.md")
     names = {}
     exec(building, names)
     assert len(names["net"].blocks) == names["method"].num_blocks == 16
     exec(predicting, names)
     assert names["row"]["answer"] in ("crow", "owl")
+
+
+def test_the_three_lines_of_the_readme_run():
+    """With another network of 16 blocks, which is quicker, and without a download."""
+    (lines,) = snippets("README.md")
+    lines = lines.replace('"resnet50", num_classes=10', '"timm:tf_efficientnet_lite0", 10, "none"')
+    names = {
+        "images": torch.rand(2, 3, 64, 64),
+        "torch": torch,
+        "load_backbone": load_backbone,
+        "build_method": build_method,
+    }
+    exec(lines, names)
+    assert names["scores"].shape == (2, 10)
+    assert names["decisions"].shape == (2, 16)
