@@ -11,7 +11,7 @@ import json
 import reprlib
 from collections.abc import Sequence
 from itertools import zip_longest
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +30,7 @@ from image_cache.packed import (
 )
 from models.resnet26 import SIDE_MULTIPLE
 from runtime.errors import SpotTuneError, brief
+from runtime.files import leads_outside
 from runtime.progress import say
 
 UNLABELLED = -1
@@ -144,7 +145,7 @@ def _check_images(image_ids: Sequence[int], file_names: Sequence[str], where: ob
             f"each image once"
         )
     for name in file_names:
-        if name.startswith("/") or ".." in PurePosixPath(name).parts:
+        if leads_outside(name):
             raise SpotTuneError(
                 f"{where}: the file name {brief(repr(name))} leads outside the data folder; "
                 f"expected names such as data/svhn/train/0001/000001.jpg"

@@ -9,7 +9,6 @@ picture that cannot be read is named, the others are answered, and the exit stat
 import argparse
 import json
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from engine.evaluation import predict
 from engine.own_pictures import reading_of, view_of_pictures
 from engine.settings import RESNET26
 from image_cache.batches import TaskData
-from image_cache.decoding import Reading, decoded, refuse_bombs
+from image_cache.decoding import Reading, all_decoded
 from image_cache.packed import PackedImages
 from image_folders.listing import pictures_below
 from imdbfolder_coco import view_of
@@ -192,14 +191,11 @@ def in_chunks(files: Iterator[Path]) -> Iterator[list[Path]]:
 def decode(files: Sequence[Path], reading: Reading, broken: list[str]) -> dict[str, np.ndarray]:
     """Pixels by file; what is wrong with the others is added to `broken`."""
     pixels = {}
-    with warnings.catch_warnings():
-        refuse_bombs()
-        for file in files:
-            result = decoded(file, reading)
-            if isinstance(result, str):
-                broken.append(result)
-            else:
-                pixels[str(file)] = result
+    for file, result in zip(files, all_decoded(files, reading), strict=True):
+        if isinstance(result, str):
+            broken.append(result)
+        else:
+            pixels[str(file)] = result
     return pixels
 
 

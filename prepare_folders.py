@@ -22,7 +22,7 @@ from PIL import Image
 
 from runtime.cli import Parser, folder_name, positive_int
 from runtime.errors import MISFITS, SpotTuneError, brief, run_script
-from runtime.files import write_whole
+from runtime.files import leads_outside, write_whole
 from runtime.progress import track
 
 SPLITS = ("train", "val", "test")
@@ -182,10 +182,9 @@ def needed(file: Path, source: str) -> Path:
 
 def inside(folder: Path, name: str, listed: Path) -> Path:
     """folder/name; SpotTuneError if the list `listed` leads outside the folder."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.name:
+    if leads_outside(name) or not PurePosixPath(name).name:
         raise SpotTuneError(f"{listed}: {brief(name)} found; expected a path inside {folder}")
-    return folder / path
+    return folder / name
 
 
 def read_lines(file: Path) -> list[str]:

@@ -24,6 +24,7 @@ from engine.arguments import (
     add_run_arguments,
     add_training_arguments,
     channels,
+    check_crop,
     recipe_of,
 )
 from engine.checkpoints import Checkpoint, checkpoint_file
@@ -111,13 +112,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         end_with_parent()
     if args.tensorboard:
         check_tensorboard()
-    check_sides(args.resize, args.crop)
+    check_crop(args.resize, args.crop, "pictures")
     check_names(args.folders)
     folders = [each for each in args.folders if args.only in (None, folder_name_of(each))]
     names = [folder_name_of(folder) for folder in folders]
+    listings = [read_listing(folder) for folder in folders]
     for folder, name in zip(folders, names, strict=True):
-        if not args.is_job:
-            read_listing(folder)
         refuse_claimed(checkpoint_file(args.ckpdir, name).parent)
         for split in ("train", "val"):
             if args.ckpdir.resolve().is_relative_to((folder / split).resolve()):
@@ -145,10 +145,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         decay = weight_decay if args.weight_decay is None else args.weight_decay
         problems = [
             FolderProblem.opened(
-                folder, args.cachedir or args.ckpdir / "packed", recipe, backbone, framing,
-                args.val_share, decay, args.policy_size, compute,
+                folder, listing, args.cachedir or args.ckpdir / "packed", recipe, backbone,
+                framing, args.val_share, decay, args.policy_size, compute,
             )
-            for folder in folders
+            for folder, listing in zip(folders, listings, strict=True)
         ]  # fmt: skip
         histories = {}
         for problem in problems:
@@ -165,15 +165,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.is_job:
         show_results(histories, args.ckpdir)
         check_finished(names, histories, args.ckpdir)
-
-
-def check_sides(resize: int, crop: int) -> None:
-    """Raise SpotTuneError unless the crop fits into the picture."""
-    if crop > resize:
-        raise SpotTuneError(
-            f"--crop {crop}: larger than the pictures' shorter side, --resize {resize}; expected "
-            f"at most {resize}"
-        )
 
 
 if __name__ == "__main__":

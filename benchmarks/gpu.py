@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import wall_clock
-from benchmarks.made_up import MEAN_STD, write_task
+from benchmarks.made_up import MEAN_STD, TASK, load_task, write_task
 from benchmarks.measuring import (
     RATES,
     Sizes,
@@ -26,20 +26,17 @@ from benchmarks.measuring import (
     seconds_of,
     training_step,
 )
-from decathlon import TARGETS, TASK_BY_NAME
+from decathlon import TARGETS
 from engine.records import environment
 from engine.step import EpochSums, Trainer, train_epoch
 from image_cache.batches import TaskData
 from image_cache.orders import View
-from image_cache.packed import DataFolders
-from imdbfolder_coco import load_images
 from models.resnet26 import PAPER_WIDTH
 from runtime.cli import positive_float, positive_int
 from runtime.devices import Compute, choose_compute, describe
 from runtime.errors import SpotTuneError, brief
 from runtime.progress import say
 
-TASK = TASK_BY_NAME["aircraft"]  # whose images are made up; any would do
 FORMS = ("plain", "fast", "compiled")  # "fast": what main.py computes; "compiled": with --compile
 TITLES = {"plain": "plain form", "fast": "here", "compiled": "here, --compile"}
 ROUND_SECONDS = 3.0  # of timing a form
@@ -154,7 +151,7 @@ def steps(
 def epochs(folder: Path, sizes: Sizes, resize: int, device: str, precision: str) -> dict[str, dict]:
     """Whole epochs of training as a run has them, with the pixels on the card or on the host."""
     compute = choose_compute(device, precision)
-    images = load_images(TASK, ["train"], DataFolders(folder, folder, folder), resize)
+    images = load_task(folder, TASK, resize)
     view = View(sizes.height, sizes.width, random=True)
     figures = {}
     for form, share in (("on the card", 1.0), ("on the host", 0.0)):

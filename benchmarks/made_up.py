@@ -6,8 +6,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from decathlon import DecathlonTask
+from decathlon import TASK_BY_NAME, DecathlonTask
+from image_cache.packed import DataFolders, PackedImages
+from imdbfolder_coco import load_images
 from sample_data import make
+
+TASK = TASK_BY_NAME["aircraft"]  # for steps and epochs; any would do
 
 MEAN_STD = ((0.48, 0.45, 0.41), (0.27, 0.26, 0.27))  # of photographs: red, green, blue
 
@@ -22,6 +26,11 @@ def write_task(folder: Path, task: DecathlonTask, split: str, count: int, side: 
         image = Image.fromarray(coarse).resize((side * 4 // 3, side), Image.Resampling.BICUBIC)
         image.filter(ImageFilter.SHARPEN).save(folder / name, quality=90)
     write_annotations(folder, task, split, names)
+
+
+def load_task(folder: Path, task: DecathlonTask, side: int) -> PackedImages:
+    """The train images that `write_task` has written, decoded and packed in the same folder."""
+    return load_images(task, ["train"], DataFolders(folder, folder, folder), side)
 
 
 def write_annotations(folder: Path, task: DecathlonTask, split: str, names: Sequence[str]) -> None:

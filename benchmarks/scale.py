@@ -11,14 +11,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.made_up import MEAN_STD, write_annotations, write_task
+from benchmarks.made_up import MEAN_STD, load_task, write_annotations, write_task
 from benchmarks.measuring import RATES, in_own_process, peak_mib
 from decathlon import SOURCE
 from engine.step import EpochSums, Trainer, train_epoch
 from image_cache.batches import TaskData
 from image_cache.orders import View
-from image_cache.packed import DataFolders
-from imdbfolder_coco import annotation_file, load_images, read_annotations
+from imdbfolder_coco import annotation_file, read_annotations
 from methods.registry import build_method
 from models.resnet26 import resnet26
 from runtime.cli import positive_int
@@ -59,7 +58,7 @@ def read(folder: Path) -> dict[str, float]:
 
 def train(folder: Path) -> dict[str, float]:
     """One epoch of SpotTune."""
-    images = load_images(SOURCE, ["train"], DataFolders(folder, folder, folder), SIDE)
+    images = load_task(folder, SOURCE, SIDE)
     data = TaskData(images, View(SIDE, SIDE, random=True, flip=True), MEAN_STD, CPU.device)
     method = build_method("spottune", resnet26(SOURCE.num_classes, STEM), STEM)
     trainer = Trainer(method, RATES, CPU, batch_size=128)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.made_up import MEAN_STD, write_task
+from benchmarks.made_up import MEAN_STD, TASK, load_task, write_task
 from benchmarks.measuring import (
     FORMS,
     Sizes,
@@ -25,18 +25,13 @@ from benchmarks.measuring import (
     training_step,
 )
 from benchmarks.plain_form import decode_batch
-from decathlon import TASK_BY_NAME
 from image_cache.batches import TaskData
 from image_cache.orders import View
-from image_cache.packed import DataFolders
-from imdbfolder_coco import load_images
 from methods.cost import macs_per_image
 from models.resnet26 import PAPER_WIDTH
 from runtime.cli import positive_int
 from runtime.devices import Compute, choose_compute, describe
 from runtime.distributed import ALONE
-
-TASK = TASK_BY_NAME["aircraft"]  # whose images are made up; any would do
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -129,7 +124,7 @@ def epochs_of_data(
 ) -> dict[str, Callable[[], None]]:
     """An epoch's batches, ready for the network: from JPEGs, and from the packed file."""
     write_task(folder, TASK, "train", num_images, resize)
-    images = load_images(TASK, ["train"], DataFolders(folder, folder, folder), resize)
+    images = load_task(folder, TASK, resize)
     data = TaskData(images, View(crop, crop, random=True), MEAN_STD, torch.device("cpu"))
     paths = sorted((folder / "data" / TASK.name / "train").iterdir())
 

@@ -7,13 +7,11 @@ second, second_probability
 fine_tuned_blocks     "0" for a kept and "1" for a fine-tuned block; empty if none decides
 """
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from engine.evaluation import Predictions
-from runtime.files import write_whole
+from runtime.files import csv_text, write_whole
 
 VAL_ANSWERS = "val_answers.csv"
 COLUMNS = ("file", "class", "answer", "probability", "second", "second_probability")
@@ -27,7 +25,7 @@ def answers(
     truth: Sequence[str] | None = None,
 ) -> Iterator[dict[str, object]]:
     """A row for each picture, with the columns above."""
-    for place, name in enumerate(names):
+    for place, (name, row) in enumerate(zip(names, predictions.decision_rows, strict=True)):
         first, second = map(float, predictions.probabilities[place])
         yield {
             "file": name,
@@ -36,7 +34,7 @@ def answers(
             "probability": round(first, 6),
             "second": classes[predictions.runners_up[place]],
             "second_probability": round(second, 6),
-            "fine_tuned_blocks": "".join("01"[int(each)] for each in predictions.decisions[place]),
+            "fine_tuned_blocks": row,
         }
 
 
@@ -54,8 +52,4 @@ def write_answers(
 
 def as_csv(rows: Iterable[dict[str, object]]) -> str:
     """The rows of `answers` under the names of the columns."""
-    text = io.StringIO(newline="")
-    table = csv.DictWriter(text, COLUMNS)
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue()
+    return csv_text(COLUMNS, rows)

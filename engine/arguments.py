@@ -8,9 +8,10 @@ from pathlib import Path
 
 from decathlon import TASK_BY_NAME
 from engine.data_layout import misplaced_annotations
-from engine.settings import BALANCES, LARGEST, OPTIMIZERS, SCHEDULES, Recipe
+from engine.settings import BALANCES, LARGEST, SCHEDULES, Recipe
 from gumbel_softmax import POLICIES, TEMPERATURE
 from image_cache.packed import DataFolders
+from methods.optimizers import OPTIMIZERS
 from methods.registry import METHODS, choose_policy
 from models.resnet26 import BLOCKS_PER_STAGE, SIDE_MULTIPLE
 from models.spottune import KEPT_NORMS
@@ -151,9 +152,14 @@ def check_sides(resize: int, crop: int) -> None:
                 f"shortcut and its strided convolution differ in size otherwise. "
                 f"Try {below + SIDE_MULTIPLE}"
             )
+    check_crop(resize, crop, "images")
+
+
+def check_crop(resize: int, crop: int, what: str) -> None:
+    """Raise SpotTuneError unless the crop fits into the images, called `what` in the message."""
     if crop > resize:
         raise SpotTuneError(
-            f"--crop {crop}: larger than the images' shorter side, --resize {resize}; expected at "
+            f"--crop {crop}: larger than the {what}' shorter side, --resize {resize}; expected at "
             f"most {resize}"
         )
 

@@ -72,8 +72,12 @@ class Checkpoint:
     history: list[dict]  # one record per epoch
     unfinished: Mapping[str, Tensor | float] | None = None  # sums of an epoch left in the middle
 
-    def as_bytes(self) -> bytes:
-        """The content of a checkpoint's file."""
+    def save(self, path: Path, is_best: bool = False) -> None:
+        """Put the checkpoint in the place of `path`, whole or not at all; keep the one before.
+
+        Where it `is_best`, in that of the best one too, and there first: after a kill in between
+        the epoch is made again.
+        """
         unfinished = self.unfinished or {}
         sums = {name: value for name, value in unfinished.items() if isinstance(value, Tensor)}
         rest = {
@@ -87,11 +91,9 @@ class Checkpoint:
         }
         parts = {"weights": self.weights, "momenta": self.momenta, "sums": sums}
         tensors = {f"{part}.{name}": parts[part][name] for part in parts for name in parts[part]}
-        return as_bytes(json.dumps(rest), tensors)
-
-    def save(self, path: Path) -> None:
-        """Put the checkpoint in the place of `path`, whole or not at all; keep the one before."""
-        whole = self.as_bytes()
+        whole = as_bytes(json.dumps(rest), tensors)
+        if is_best:
+            write_whole(best_file(path), whole)
         if path.exists():
             keep_copy(path, previous_file(path))
         write_whole(path, whole)

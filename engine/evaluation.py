@@ -28,6 +28,11 @@ class Predictions:
     runners_up: np.ndarray | None = None  # N classes
     probabilities: np.ndarray | None = None  # N x 2: of the predicted class, of the runner-up
 
+    @property
+    def decision_rows(self) -> list[str]:
+        """N texts: "1" for each fine-tuned block, "0" for each kept one."""
+        return ["".join("01"[chosen] for chosen in row) for row in self.decisions.tolist()]
+
 
 @torch.no_grad()
 def predict(

@@ -16,6 +16,7 @@ from image_cache.batches import TaskData
 from image_cache.decoding import Reading
 from image_cache.orders import View
 from image_folders.images import FolderImages, folder_name_of, load_folder, mean_and_std
+from image_folders.listing import Listing
 from models.backbones import DataConfig
 from runtime.devices import Compute
 from weights.backbone_weights import NONE, load_backbone
@@ -79,6 +80,7 @@ class FolderProblem:
     def opened(
         cls,
         folder: Path,
+        listing: Listing,
         cachedir: Path,
         recipe: Recipe,
         backbone: Backbone,
@@ -90,8 +92,9 @@ class FolderProblem:
     ) -> "FolderProblem":
         """Raises SpotTuneError for pictures that cannot be learnt from."""
         reading = reading_of(recipe.resize, framing.fit, backbone.config.interpolation)
-        subset = recipe.subset
-        images = load_folder(folder, cachedir, reading, val_share, subset, recipe.seed)
+        images = load_folder(
+            folder, listing, cachedir, reading, val_share, recipe.subset, recipe.seed
+        )
         config = backbone.config
         mean_std = (tuple(config.mean), tuple(config.std))
         if framing.own_mean_std:

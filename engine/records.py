@@ -14,8 +14,6 @@ curves.png         loss, accuracy and share of fine-tuned decisions over the epo
 events.out.tfevents...  with --tensorboard: the records once more, see engine/events.py
 """
 
-import csv
-import io
 import json
 import platform
 import subprocess
@@ -33,7 +31,7 @@ from image_cache.orders import View
 from methods.cost import macs_per_image
 from runtime.devices import Compute
 from runtime.errors import SpotTuneError, brief
-from runtime.files import write_whole
+from runtime.files import csv_text, write_whole
 from runtime.progress import say
 
 DECISIONS = "decisions.json"
@@ -87,12 +85,11 @@ def write_decisions(
     folder: Path, image_ids: Sequence[int], categories: Sequence[int], predictions: Predictions
 ) -> None:
     """decisions.json: each val image's decisions, "1" for a fine-tuned block, and its answer."""
-    rows = ["".join("01"[chosen] for chosen in row) for row in predictions.decisions.tolist()]
     answers = [categories[label] for label in predictions.labels.tolist()]
     ids = [int(image_id) for image_id in image_ids]
     content = {
         "split": "val",
-        "decisions": dict(zip(ids, rows, strict=True)),
+        "decisions": dict(zip(ids, predictions.decision_rows, strict=True)),
         "answers": dict(zip(ids, answers, strict=True)),
     }
     write_whole(folder / DECISIONS, (json.dumps(content, indent=0) + "\n").encode())
@@ -135,11 +132,8 @@ def flat(record: Mapping, prefix: str = "") -> dict[str, object]:
 def records_as_csv(history: Sequence[Mapping]) -> str:
     """A row for each epoch. What an epoch lacks is an empty cell, within a list "nan"."""
     rows = [flat(record) for record in history]
-    text = io.StringIO(newline="")
-    table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
-    table.writeheader()
-    table.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    return text.getvalue()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return csv_text(columns, ({name: _cell(value) for name, value in row.items()} for row in rows))
 
 
 def _cell(value: object) -> object:

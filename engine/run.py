@@ -10,7 +10,6 @@ from engine.answers import VAL_ANSWERS
 from engine.checkpoints import (
     Checkpoint,
     Latest,
-    best_file,
     checkpoint_file,
     compact_file,
     momenta_of,
@@ -21,7 +20,6 @@ from engine.step import EpochSums
 from image_cache.orders import View
 from methods.registry import COMPACT_KIND
 from runtime.errors import SpotTuneError, brief
-from runtime.files import write_whole
 from runtime.progress import say
 
 OF_LAST = (DECISIONS, VAL_ANSWERS)  # files that only a last epoch leaves
@@ -106,10 +104,8 @@ class Run:
                 path.unlink(missing_ok=True)
         momenta = momenta_of(method, optimizers)
         sums = unfinished and unfinished.state_dict()
-        checkpoint = self.checkpoint(self.kind, method, momenta, history, sums)
-        if self.settings.keep_best and sums is None and is_best(history):
-            write_whole(best_file(self.path), checkpoint.as_bytes())
-        checkpoint.save(self.path)
+        best = self.settings.keep_best and sums is None and is_best(history)
+        self.checkpoint(self.kind, method, momenta, history, sums).save(self.path, best)
         write_records(self.folder, history)
 
     def save_compact(self, method: nn.Module, history: list[dict], view: View) -> None:

@@ -7,6 +7,7 @@ from typing import get_args
 
 from gumbel_softmax import POLICIES, TEMPERATURE
 from image_cache.subsets import Subset
+from methods.optimizers import OPTIMIZERS
 from methods.registry import METHODS, Options, TwoBranches, choose_policy
 from models.spottune import KEPT_NORMS
 
@@ -14,7 +15,6 @@ LARGEST = 1024  # channels of a stem, pixels of a side, or blocks
 TRAIN_SPLITS = {"trainval": ("train", "val"), "train": ("train",)}
 RESNET26 = "resnet26"  # the Decathlon's backbone; others are for own pictures
 SCHEDULES = ("step", "cosine")
-OPTIMIZERS = ("sgd", "adamw")
 BALANCES = ("none", "loss", "sampling")
 FITS = ("crop", "squeeze")
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -73,8 +73,13 @@ class Recipe:
 
     def as_released(self) -> "Recipe":
         """Without what goes beyond the released recipe."""
-        beyond = {each.name: each.default for each in fields(Recipe) if each.default is not MISSING}
-        return replace(self, **{**beyond, "compiled": self.compiled})
+        return replace(self, **{**BEYOND_RELEASED, "compiled": self.compiled})
+
+
+# What the released recipe lacks, with the values that leave it out.
+BEYOND_RELEASED = {
+    each.name: each.default for each in fields(Recipe) if each.default is not MISSING
+}
 
 
 @dataclass(frozen=True, kw_only=True)

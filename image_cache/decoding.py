@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,16 +66,14 @@ def write_pixels(
     if workers > 1 and len(names) >= FEW_IMAGES:
         results = _decoded_by_workers(names, folder, reading, workers)
     else:
-        results = (decoded(folder / name, reading) for name in names)
+        results = all_decoded((folder / name for name in names), reading)
     damaged = []
-    with warnings.catch_warnings():
-        refuse_bombs()
-        for result in results:
-            if isinstance(result, str):
-                damaged.append(result)
-            else:
-                stream.write(result.data)
-                yield result.shape[:2]
+    for result in results:
+        if isinstance(result, str):
+            damaged.append(result)
+        else:
+            stream.write(result.data)
+            yield result.shape[:2]
     if damaged:
         more = len(damaged) - SHOWN_DAMAGED
         raise SpotTuneError(
@@ -143,13 +141,13 @@ class Worker(subprocess.Popen):
 def main() -> None:
     """A worker: chunks `number`, `number` + `workers`, ... of the task."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent stops its workers
-    refuse_bombs()
+    _refuse_bombs()
     task, number, workers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     content = json.loads(Path(task).read_text())
     names, folder, chunk = content["names"], Path(content["folder"]), content["chunk"]
     reading = Reading(**content["reading"])
     for first in range(number * chunk, len(names), workers * chunk):
-        results = [decoded(folder / name, reading) for name in names[first : first + chunk]]
+        results = [_decoded(folder / name, reading) for name in names[first : first + chunk]]
         try:
             sys.stdout.buffer.write(b"".join(map(_sent, results)))
             sys.stdout.buffer.flush()
@@ -164,7 +162,15 @@ def _sent(result: np.ndarray | str) -> bytes:
     return HEAD.pack(*result.shape[:2]) + result.tobytes()
 
 
-def decoded(path: Path, reading: Reading) -> np.ndarray | str:
+def all_decoded(paths: Iterable[Path], reading: Reading) -> Iterator[np.ndarray | str]:
+    """The pixels of each image, or what is wrong with it; images that are too large are refused."""
+    with warnings.catch_warnings():
+        _refuse_bombs()
+        for path in paths:
+            yield _decoded(path, reading)
+
+
+def _decoded(path: Path, reading: Reading) -> np.ndarray | str:
     """As `decode_image`; where the image is missing or broken, which one it is and how."""
     try:
         return decode_image(path, reading)
@@ -189,7 +195,7 @@ def decode_image(path: Path, reading: Reading) -> np.ndarray:
         return np.asarray(resized(rgb, reading))
 
 
-def refuse_bombs() -> None:
+def _refuse_bombs() -> None:
     """Turn Pillow's warning about a large image (89 million pixels, 0.4 GB) into an error."""
     warnings.simplefilter("error", Image.DecompressionBombWarning)
 

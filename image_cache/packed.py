@@ -30,7 +30,7 @@ import numpy as np
 
 from image_cache.decoding import Reading, write_pixels
 from runtime.errors import MISFITS, SpotTuneError
-from runtime.files import replacing
+from runtime.files import leads_outside, replacing
 from runtime.progress import say, track
 
 MAGIC = b"SPOTPACK"
@@ -107,13 +107,18 @@ class PackedImages:
         return cls([flat], [index], np.arange(num_classes))
 
     def chosen(self, places: Sequence[int]) -> "PackedImages":
-        """Some of the images; `places` ascend."""
-        begins = np.cumsum([0, *map(len, self._index)])
+        """Some of the images, in their own order."""
+        is_chosen = np.isin(np.arange(len(self)), places)
         parts = [
-            records[[place - begin for place in places if begin <= place < begin + len(records)]]
-            for records, begin in zip(self._index, begins, strict=False)
+            records[is_chosen[self._part == number]] for number, records in enumerate(self._index)
         ]
         return PackedImages(self.parts, parts, self.categories)
+
+    def whole(self, place: int) -> np.ndarray:
+        """All pixels of an image, H x W x 3 uint8."""
+        corner, height, width = np.zeros(1, dtype=np.int64), self.heights[place], self.widths[place]
+        (pixels,) = self.crops(np.array([place]), corner, corner, int(height), int(width))
+        return pixels
 
     def __len__(self) -> int:
         return len(self._places)
@@ -278,7 +283,7 @@ def _map(path: Path, origin: str, datadir: Path, side: int) -> PackedImages:
     facts = json.loads(tail[8 + index.nbytes :])
     if (facts["version"], facts["side"], facts["origin"]) != (VERSION, side, origin):
         raise StalePackError("made from other annotations, or by another version")
-    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in facts["folders"]):
+    if any(map(leads_outside, facts["folders"])):
         raise StalePackError("its images lie outside the data folder")
     found = fingerprint(datadir, facts["folders"])
     if not found:

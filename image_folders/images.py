@@ -12,7 +12,7 @@ import numpy as np
 from image_cache.decoding import Reading
 from image_cache.packed import Annotations, PackedImages, open_pack, write_pack
 from image_cache.subsets import Subset, divided, few
-from image_folders.listing import Listing, Pictures, read_listing, warn_of_copies
+from image_folders.listing import Listing, Pictures, warn_of_copies
 from runtime.errors import SpotTuneError
 from runtime.progress import say
 
@@ -30,13 +30,19 @@ class FolderImages:
 
 
 def load_folder(
-    folder: Path, cachedir: Path, reading: Reading, val_share: float, subset: Subset, seed: int
+    folder: Path,
+    listing: Listing,
+    cachedir: Path,
+    reading: Reading,
+    val_share: float,
+    subset: Subset,
+    seed: int,
 ) -> FolderImages:
-    """List, decode and divide a folder's pictures; raises SpotTuneError for any bad one.
+    """Decode and divide a folder's listed pictures; raises SpotTuneError for any bad one.
 
     `val_share` of train is set aside where there is no val, before the `subset` is chosen.
     """
-    listing, name = read_listing(folder), folder_name_of(folder)
+    name = folder_name_of(folder)
     train = _packed(folder, cachedir, "train", listing.train, listing, reading)
     stay = list(range(len(listing.train)))
     if listing.val is None:
@@ -56,13 +62,6 @@ def load_folder(
     return FolderImages(listing.classes, train.chosen(chosen), names, val, val_names, is_aside)
 
 
-def load_pictures(folder: Path, files: Sequence[str], pack: Path, reading: Reading) -> PackedImages:
-    """Pictures without classes, decoded into `pack`; raises SpotTuneError for a bad one."""
-    pictures = Pictures(list(files), [-1] * len(files))
-    annotations = _annotations(pictures, ["unknown"])
-    return write_pack(pack, annotations, _origin(annotations, reading), folder, reading)
-
-
 def folder_name_of(folder: Path) -> str:
     """The task's name: the folder's own, also for "." and for a link's target."""
     name = folder.name if folder.name not in ("", "..") else folder.resolve().name
@@ -73,10 +72,9 @@ def folder_name_of(folder: Path) -> str:
 
 def mean_and_std(images: PackedImages) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Of red, green and blue over all pixels of the images, from 0 to 1."""
-    corner, total, squares, count = np.zeros(1, dtype=np.int64), np.zeros(3), np.zeros(3), 0
-    for place, (height, width) in enumerate(zip(images.heights, images.widths, strict=True)):
-        pixels = images.crops(np.array([place]), corner, corner, int(height), int(width))
-        pixels = pixels.reshape(-1, 3) / 255
+    total, squares, count = np.zeros(3), np.zeros(3), 0
+    for place in range(len(images)):
+        pixels = images.whole(place).reshape(-1, 3) / 255
         total += pixels.sum(axis=0)
         squares += np.square(pixels).sum(axis=0)
         count += len(pixels)

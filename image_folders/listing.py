@@ -8,16 +8,17 @@ A list has a line `path,class` per picture, the path relative to DIR.
 """
 
 import csv
-import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from torchvision.datasets.folder import make_dataset
 
+from image_cache.packed import sha256_of
 from runtime.errors import SpotTuneError, brief
+from runtime.files import leads_outside
 from runtime.progress import say
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -180,7 +181,7 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
                 f"{path}, line {number}: {brief(','.join(row))} found; expected path,class"
             )
         name = cells[0].replace("\\", "/")
-        if name.startswith("/") or ".." in PurePosixPath(name).parts:
+        if leads_outside(name):
             raise SpotTuneError(
                 f"{path}, line {number}: {brief(name)} leads outside; expected a path relative to "
                 f"{path.parent}"
@@ -197,8 +198,8 @@ def warn_of_copies(folder: Path, train: Pictures, val: Pictures) -> None:
     """Say so if the same picture, byte for byte, is in train and in val."""
     of_train, copies = _by_size(folder, train.files), []
     for size, names in _by_size(folder, val.files).items():
-        contents = {_digest(folder / name) for name in of_train.get(size, ())}
-        copies += [name for name in names if contents and _digest(folder / name) in contents]
+        contents = {sha256_of(folder / name) for name in of_train.get(size, ())}
+        copies += [name for name in names if contents and sha256_of(folder / name) in contents]
     if copies:
         say(
             f"warning: {len(copies)} pictures of val are in train too, so val's accuracy is too "
@@ -212,10 +213,6 @@ def _by_size(folder: Path, names: Sequence[str]) -> dict[int, list[str]]:
         if (folder / name).is_file():
             found[(folder / name).stat().st_size].append(name)
     return found
-
-
-def _digest(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def _some(names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+OPTIMIZERS = ("sgd", "adamw")
 MOMENTUM = 0.9
 POLICY_WEIGHT_DECAY = 1e-3
 FUSED_DEVICES = ("cpu", "cuda")  # where one kernel can update all tensors
@@ -17,13 +18,13 @@ class Rates:
     network: float
     policy: float
     weight_decay: float
-    optimizer: str = "sgd"  # or "adamw"
+    optimizer: str = "sgd"  # one of OPTIMIZERS
 
 
 def optimizers(kind: str, *groups: tuple[nn.Module, float, float]) -> list[torch.optim.Optimizer]:
     """One for each (module, learning rate, weight decay) that has anything to train.
 
-    `kind`: "sgd" or "adamw".
+    `kind`: one of OPTIMIZERS.
     """
     found = []
     for module, lr, weight_decay in groups:

@@ -1,18 +1,18 @@
 """What runs on own pictures answered on val after their last epoch, from their val_answers.csv."""
 
 import csv
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from engine.answers import COLUMNS, VAL_ANSWERS
-from image_cache.decoding import Reading, decoded, refuse_bombs
-from reporting.runs import Run, Variant, intact
+from image_cache.decoding import Reading, all_decoded
+from reporting.runs import Run, Variant, check_decisions, intact
 from reporting.study import Study
 from runtime.errors import brief
+from runtime.files import leads_outside
 
 MOST_CLASSES = 40  # of which all pairs are shown
 MOST_MISTAKES = 6  # of a task
@@ -43,15 +43,13 @@ def read_answers(run: Run) -> list[Answer]:
             if tuple(table.fieldnames or ()) != COLUMNS:
                 raise ValueError(f"columns {brief(table.fieldnames)}")
             answers = [_answer(row, run.classes) for row in table]
-        lengths = {len(answer.decisions) for answer in answers}
-        if len(lengths) != 1 or not set("".join(a.decisions for a in answers)) <= {"0", "1"}:
-            raise ValueError("rows of 0 and 1 of one length were expected")
+        check_decisions([answer.decisions for answer in answers])
     return answers
 
 
 def _answer(row: dict[str, str], classes: Sequence[str]) -> Answer:
-    file, probability = PurePosixPath(row["file"]), float(row["probability"])
-    if file.is_absolute() or ".." in file.parts:
+    probability = float(row["probability"])
+    if leads_outside(row["file"]):
         raise ValueError(f"{brief(row['file'])} is outside the task's folder")
     if not {row["class"], row["answer"]} <= set(classes) or not 0 <= probability <= 1:
         raise ValueError(f"{brief(list(row.values()))} is no answer")
@@ -83,11 +81,7 @@ def confident_mistakes(study: Study, variant: Variant) -> dict[str, list[Answer]
 
 def read_pictures(folder: Path, files: Sequence[str]) -> dict[str, np.ndarray] | str:
     """Pixels H x W x 3 by file; or what is wrong, if not all of them can be read."""
-    pixels = {}
-    with warnings.catch_warnings():
-        refuse_bombs()
-        for file in files:
-            pixels[file] = decoded(folder / file, Reading(SIDE, "bicubic", photographs=True))
-            if isinstance(pixels[file], str):
-                return pixels[file]
-    return pixels
+    reading = Reading(SIDE, "bicubic", photographs=True)
+    results = list(all_decoded((folder / file for file in files), reading))
+    wrong = [result for result in results if isinstance(result, str)]
+    return wrong[0] if wrong else dict(zip(files, results, strict=True))

@@ -7,10 +7,10 @@ share a table with them.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
 
 from decathlon import COLUMNS, SOURCE, TASK_BY_NAME
-from engine.settings import Recipe
+from engine.settings import BEYOND_RELEASED
 from methods.registry import METHODS, Options
 from models.resnet26 import PAPER_WIDTH
 from reporting.runs import Run
@@ -31,14 +31,11 @@ EXPECTED = {
     "precision": ("fp32", RELEASED, "precision"),
     "policy": ("sample", RELEASED, "decisions at test time"),
 }
-# What the released recipe lacks has a default that leaves it out. These change no result on their
-# own: torch.compile, a checkpoint more, and what belongs to a method.
+# These change no result on their own: torch.compile, a checkpoint more, and what belongs to a
+# method.
 UNCOUNTED = {"compiled", "keep_best", *(each.name for each in fields(Options))}
-EXPECTED |= {
-    each.name: (each.default, RELEASED, each.name.replace("_", " "))
-    for each in fields(Recipe)
-    if each.default is not MISSING and each.name not in UNCOUNTED
-}
+COUNTED = {name: value for name, value in BEYOND_RELEASED.items() if name not in UNCOUNTED}
+EXPECTED |= {name: (value, RELEASED, name.replace("_", " ")) for name, value in COUNTED.items()}
 
 
 def departures(study: Study) -> list[str]:

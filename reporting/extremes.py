@@ -14,7 +14,7 @@ from decathlon import TASK_BY_NAME
 from image_cache.packed import DataFolders
 from imdbfolder_coco import annotation_file, load_images
 from reporting.answers import read_answers, read_pictures
-from reporting.runs import Run, Variant, opened
+from reporting.runs import Run, Variant, check_decisions, opened
 from reporting.study import Study
 
 EACH = 4  # images on either side
@@ -90,9 +90,7 @@ def _sides(run: Run, folders: DataFolders) -> Sides | str:
         decisions = {int(image_id): row for image_id, row in found["decisions"].items()}
         # Older runs have not recorded them.
         answers = {int(image_id): label for image_id, label in found.get("answers", {}).items()}
-        lengths = {len(row) for row in decisions.values()}
-        if len(lengths) != 1 or not set("".join(decisions.values())) <= {"0", "1"}:
-            raise ValueError("rows of 0 and 1 of one length were expected")
+        check_decisions(decisions.values())
         if answers and answers.keys() != decisions.keys():
             raise ValueError("answers to other images than decisions")
     images = load_images(TASK_BY_NAME[run.task], ["val"], folders, run.settings.resize)
@@ -104,11 +102,9 @@ def _sides(run: Run, folders: DataFolders) -> Sides | str:
 
     def example(image_id: int) -> Example:
         index = place[image_id]
-        corner, size = np.zeros(1, dtype=np.int64), (images.heights[index], images.widths[index])
-        (pixels,) = images.crops(np.array([index]), corner, corner, *map(int, size))  # all of it
         category = int(images.categories[images.labels[index]])
         answer = names.get(answers[image_id], "another task's class") if answers else None
-        return Example(pixels, decisions[image_id], names[category], answer)
+        return Example(images.whole(index), decisions[image_id], names[category], answer)
 
     fewest, most = extremes(decisions)
     return [example(image_id) for image_id in fewest], [example(image_id) for image_id in most]

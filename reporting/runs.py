@@ -8,7 +8,7 @@ run      one training of a method on a task with a seed; its records serve all w
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -210,6 +210,12 @@ def intact(path: Path) -> Iterator[None]:
             f"{path}: damaged, or not written by a run ({type(error).__name__}: {brief(error)})"
             f"; copy it again or leave the run out"
         ) from error
+
+
+def check_decisions(rows: Collection[str]) -> None:
+    """Raise ValueError unless each row has a 0 or 1 for each of the same number of blocks."""
+    if len(set(map(len, rows))) != 1 or not set("".join(rows)) <= {"0", "1"}:
+        raise ValueError("rows of 0 and 1 of one length were expected")
 
 
 def number(value: object) -> float:

@@ -1,14 +1,13 @@
 """The tables of a report: the variants of a study by task, and what stands beside them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from decathlon import COLUMNS, PUBLISHED, TASK_BY_NAME, decathlon_score
-from engine.settings import Recipe
 from methods.registry import METHODS
 from reporting import statistics
 from reporting.answers import Answer
-from reporting.comparability import UNCOUNTED, departures
+from reporting.comparability import COUNTED, departures
 from reporting.runs import Run, Variant
 from reporting.statistics import Scores, Spread, numbers, over_tasks
 from reporting.study import Study
@@ -286,11 +285,9 @@ def _options(run: Run) -> str:
 def _beyond(run: Run) -> str:
     """The settings that the released recipe lacks, where they are used."""
     used = [
-        f"{each.name} {getattr(run.settings, each.name)}"
-        for each in fields(Recipe)
-        if each.default is not MISSING
-        and each.name not in UNCOUNTED
-        and getattr(run.settings, each.name) != each.default
+        f"{name} {getattr(run.settings, name)}"
+        for name, left_out in COUNTED.items()
+        if getattr(run.settings, name) != left_out
     ]
     return ", ".join(used) or NONE
 

@@ -1,12 +1,14 @@
 """Files that are written whole or not at all."""
 
+import csv
 import glob
+import io
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from filelock import FileLock
@@ -50,6 +52,21 @@ def check_place(path: Path) -> None:
     """Raise SpotTuneError unless `path` can be the name of a file: call it before long work."""
     if path.is_dir() or not path.parent.is_dir():
         raise SpotTuneError(f"{path}: expected a file name in a folder that exists")
+
+
+def leads_outside(name: str) -> bool:
+    """Whether a path that a file names would lead outside the folder that it is relative to."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """A table with a line of headings; what a row lacks is an empty cell."""
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, columns)
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
 
 
 def write_whole(path: Path, data: bytes) -> None:

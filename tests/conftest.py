@@ -23,6 +23,7 @@ from engine.records import TIMING_FIELDS
 from image_cache.packed import DataFolders
 from runtime.errors import SpotTuneError
 from runtime.locks import refuse_claimed
+from runtime.signals import Stopped, StopRequest
 from sample_data import make
 from weights.tensor_file import content_sha256
 
@@ -134,6 +135,18 @@ def files(folder: Path) -> dict[str, bytes]:
     """All files in a folder but its lock, with their content."""
     paths = [path for path in folder.iterdir() if path.is_file() and path.name != ".lock"]
     return {path.name: path.read_bytes() for path in paths}
+
+
+def stop_at(monkeypatch, checks, how=Stopped):
+    """A stop is asked for at the `checks`-th place where a stop is possible."""
+    seen = [0]
+
+    def raise_if_asked(self, group=None):
+        seen[0] += 1
+        if seen[0] == checks:
+            raise how(signal.SIGTERM)
+
+    monkeypatch.setattr(StopRequest, "raise_if_asked", raise_if_asked)
 
 
 def refusal(function: Callable, *arguments: object) -> str:

@@ -3,12 +3,11 @@
 import csv
 import json
 import shutil
-import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import left, outcome, records, run_script
+from conftest import left, outcome, records, refusal, run_script, stop_at
 from PIL import Image
 
 import predict
@@ -17,8 +16,7 @@ from engine import fit
 from engine.answers import VAL_ANSWERS
 from engine.checkpoints import Checkpoint, best_file, checkpoint_file
 from methods.registry import METHODS
-from runtime.errors import SpotTuneError
-from runtime.signals import Stopped, StopRequest
+from runtime.signals import Stopped
 
 # timm's network for tests: four residual blocks, 0.5 million parameters.
 SMALL = ["--backbone", "timm:test_resnet", "--weights", "none", "--resize", "36", "--crop", "32"]
@@ -124,15 +122,8 @@ def test_a_stopped_run_ends_with_the_same_bits(optimizer, paints, tmp_path, monk
     changes += ["--warmup", "0.5", "--final_temperature", "1"]
     train(paints, tmp_path / "whole", *changes)
     for place in (1, 4, 3):  # inside the first epoch, in an evaluation, inside the second
-        seen = [0]
-
-        def raise_if_asked(self, group=None, seen=seen, place=place):
-            seen[0] += 1
-            if seen[0] == place:
-                raise Stopped(signal.SIGTERM)
-
         with monkeypatch.context() as patched, pytest.raises(Stopped):
-            patched.setattr(StopRequest, "raise_if_asked", raise_if_asked)
+            stop_at(patched, place)
             train(paints, tmp_path / "parts", *changes)
     train(paints, tmp_path / "parts", *changes)
     assert outcome(tmp_path / "parts", "paints") == outcome(tmp_path / "whole", "paints")
@@ -210,13 +201,6 @@ def test_a_broken_picture_is_named_and_the_others_are_answered(painted, paints, 
     assert "test/1.png: cannot be decoded" in done.stderr
     assert "error: 1 of 3 pictures could not be read" in done.stderr
     assert [row["file"][-5:] for row in rows_of(out)] == ["0.png", "2.png"]
-
-
-def refusal(function, *arguments):
-    with pytest.raises(SpotTuneError) as told:
-        function(*arguments)
-    assert "\n" not in str(told.value)
-    return str(told.value)
 
 
 def test_what_cannot_be_predicted_is_refused_in_one_line(painted, paints, tmp_path):

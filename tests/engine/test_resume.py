@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import REPOSITORY, left, outcome
+from conftest import REPOSITORY, left, outcome, stop_at
 
 from engine import fit
 from engine.checkpoints import Checkpoint, checkpoint_file, previous_file
 from engine.run import Run
 from runtime.errors import SpotTuneError
-from runtime.signals import STOP_SIGNALS, Stopped, StopRequest, deferred_stop
+from runtime.signals import STOP_SIGNALS, Stopped, deferred_stop
 
 
 @pytest.fixture
@@ -27,18 +27,6 @@ def svhn(trained, tmp_path):
 
 class Killed(BaseException):
     """Nothing is saved on its way out."""
-
-
-def stop_at(monkeypatch, checks, how=Stopped):
-    """A stop is asked for at the `checks`-th place where a stop is possible."""
-    seen = [0]
-
-    def raise_if_asked(self, group=None):
-        seen[0] += 1
-        if seen[0] == checks:
-            raise how(signal.SIGTERM)
-
-    monkeypatch.setattr(StopRequest, "raise_if_asked", raise_if_asked)
 
 
 def test_a_run_that_is_stopped_often_ends_the_same(svhn, trained, tmp_path, monkeypatch, capsys):

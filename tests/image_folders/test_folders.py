@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import refusal
 from PIL import Image
 
 from image_cache.decoding import Reading, decode_image
 from image_cache.subsets import Subset, divided, few
 from image_folders.images import check_names, folder_name_of, load_folder, mean_and_std
 from image_folders.listing import pictures_below, read_listing
-from runtime.errors import SpotTuneError
 
 READING = Reading(16, "bicubic", photographs=True)
 
@@ -40,14 +40,8 @@ def birds(tmp_path):
 
 
 def load(root, reading=READING, val_share=0.25, subset=Subset(), seed=0):  # noqa: B008
-    return load_folder(root, root.parent / "packed", reading, val_share, subset, seed)
-
-
-def refusal(function, *arguments):
-    with pytest.raises(SpotTuneError) as told:
-        function(*arguments)
-    assert "\n" not in str(told.value)
-    return str(told.value)
+    packed = root.parent / "packed"
+    return load_folder(root, read_listing(root), packed, reading, val_share, subset, seed)
 
 
 def test_classes_are_the_folders_of_train_in_alphabetical_order(birds):
@@ -247,9 +241,8 @@ def test_folders_of_one_name_do_not_share_their_packs(tmp_path):
             for each in path.parent.iterdir():
                 os.utime(each, (0, 0))
     for number, where in enumerate("ab"):
-        found = load_folder(
-            tmp_path / where / "birds", tmp_path / "packed", READING, 0.5, Subset(), 0
-        )
+        folder, packed = tmp_path / where / "birds", tmp_path / "packed"
+        found = load_folder(folder, read_listing(folder), packed, READING, 0.5, Subset(), 0)
         corner = np.zeros(1, dtype=np.int64)
         assert found.train.crops(corner, corner, corner, 16, 16).max() == number * 200
 
