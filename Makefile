@@ -43,6 +43,7 @@ test-slow: $(VENV)/installed
 
 # Measured even if a test fails, since a GPU may be at hand for minutes only.
 gpu: $(VENV)/installed
+	mkdir -p $(GPU_OUT)
 	$(RUN) -m pytest tests/gpu --gpu_device $(GPU_DEVICE); tests=$$?; \
 	$(RUN) -m benchmarks.run gpu --device $(GPU_DEVICE) $(GPU_SIZES) \
 	    --json $(GPU_OUT)/gpu_measured.json --table $(GPU_OUT)/gpu_measured.md && exit $$tests
